@@ -1,0 +1,23 @@
+//! The schema of Tidings, step by step, for SQLite and PostgreSQL alike.
+//!
+//! Steps are frozen once they are released: a change is a new step. They are written in SQL and
+//! never import the entities, which describe the schema as it is now, not as it was.
+
+mod dialect;
+mod m0001_initial;
+
+pub use sea_orm_migration::{MigratorTrait, sea_orm};
+
+use sea_orm_migration::MigrationTrait;
+use sea_orm_migration::prelude::async_trait;
+
+/// Runs the steps in order.
+#[derive(Debug)]
+pub struct Migrator;
+
+#[async_trait::async_trait]
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        vec![Box::new(m0001_initial::Migration)]
+    }
+}

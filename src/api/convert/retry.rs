@@ -1,0 +1,156 @@
+//! Retry policies.
+
+use std::time::Duration;
+
+use crate::api::proto as pb;
+use crate::domain::Violations;
+use crate::domain::retry::{Backoff, DEFAULT_JITTER, RetryPolicy};
+
+use super::{count_to_proto, duration, duration_to_proto};
+
+/// What each exponential wait is multiplied by unless the policy says otherwise.
+const DEFAULT_MULTIPLIER: f64 = 2.0;
+/// The longest exponential wait unless the policy says otherwise.
+const DEFAULT_MAX_INTERVAL: Duration = Duration::from_hours(24);
+
+/// A policy of the contract with its gaps filled. Violations stand below `field`.
+pub(crate) fn policy(
+    policy: &pb::RetryPolicy,
+    field: &str,
+    violations: &mut Violations,
+) -> Option<RetryPolicy> {
+    let built_in = RetryPolicy::built_in();
+    let mut found = Violations::new();
+    let mut max_retries = built_in.max_retries;
+    let backoff = match &policy.backoff {
+        None => built_in.backoff,
+        Some(pb::retry_policy::Backoff::Exponential(waits)) => exponential(waits, &mut found),
+        Some(pb::retry_policy::Backoff::Schedule(schedule)) => {
+            let waits = intervals(schedule, &mut found);
+            max_retries = u32::try_from(waits.len()).unwrap_or(u32::MAX);
+            Backoff::Schedule(waits)
+        }
+    };
+    if let Some(wish) = policy.max_retries {
+        match u32::try_from(wish) {
+            Ok(wish) => max_retries = wish,
+            Err(_) => found.add("max_retries", "must not be negative; 0 means sent once"),
+        }
+    }
+    let jitter = policy.jitter.unwrap_or(DEFAULT_JITTER);
+    if !(0.0..=1.0).contains(&jitter) {
+        found.add("jitter", "must be from 0 to 1");
+    }
+    let complete = found.is_empty();
+    violations.nest(field, found);
+    complete.then_some(RetryPolicy { max_retries, backoff, jitter })
+}
+
+fn exponential(waits: &pb::retry_policy::Exponential, violations: &mut Violations) -> Backoff {
+    if waits.initial_interval.is_none() {
+        violations.add("exponential.initial_interval", "must be set, for example 5s");
+    }
+    let initial = waits.initial_interval.as_ref();
+    let max = waits.max_interval.as_ref();
+    Backoff::Exponential {
+        initial: duration(initial, "exponential.initial_interval", violations).unwrap_or_default(),
+        multiplier: if waits.multiplier == 0.0 { DEFAULT_MULTIPLIER } else { waits.multiplier },
+        max: duration(max, "exponential.max_interval", violations).unwrap_or(DEFAULT_MAX_INTERVAL),
+    }
+}
+
+fn intervals(schedule: &pb::retry_policy::Schedule, violations: &mut Violations) -> Vec<Duration> {
+    if schedule.intervals.is_empty() {
+        violations.add("schedule.intervals", "must not be empty");
+    }
+    let waits = schedule.intervals.iter().enumerate();
+    waits
+        .filter_map(|(index, wait)| {
+            duration(Some(wait), &format!("schedule.intervals[{index}]"), violations)
+        })
+        .collect()
+}
+
+/// A policy as the contract writes it, with nothing left to defaults.
+pub(crate) fn policy_to_proto(policy: &RetryPolicy) -> pb::RetryPolicy {
+    let backoff = match &policy.backoff {
+        Backoff::Exponential { initial, multiplier, max } => {
+            pb::retry_policy::Backoff::Exponential(pb::retry_policy::Exponential {
+                initial_interval: Some(duration_to_proto(*initial)),
+                multiplier: *multiplier,
+                max_interval: Some(duration_to_proto(*max)),
+            })
+        }
+        Backoff::Schedule(waits) => {
+            pb::retry_policy::Backoff::Schedule(pb::retry_policy::Schedule {
+                intervals: waits.iter().copied().map(duration_to_proto).collect(),
+            })
+        }
+    };
+    pb::RetryPolicy {
+        max_retries: Some(count_to_proto(policy.max_retries)),
+        backoff: Some(backoff),
+        jitter: Some(policy.jitter),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(message: &pb::RetryPolicy) -> (Option<RetryPolicy>, Violations) {
+        let mut violations = Violations::new();
+        let read = policy(message, "retry_policy", &mut violations);
+        (read, violations)
+    }
+
+    #[test]
+    fn an_empty_policy_is_the_built_in_one() {
+        assert_eq!(read(&pb::RetryPolicy::default()).0, Some(RetryPolicy::built_in()));
+    }
+
+    #[test]
+    fn a_schedule_is_followed_to_its_end() {
+        let intervals = [1, 2].map(|seconds| prost_types::Duration { seconds, nanos: 0 }).to_vec();
+        let schedule = pb::retry_policy::Schedule { intervals };
+        let backoff = Some(pb::retry_policy::Backoff::Schedule(schedule));
+        let policy = read(&pb::RetryPolicy { backoff, ..Default::default() }).0.expect("valid");
+        assert_eq!(policy.max_retries, 2);
+    }
+
+    #[test]
+    fn policies_read_back() {
+        let exponential = Backoff::Exponential {
+            initial: Duration::from_millis(250),
+            multiplier: 1.5,
+            max: Duration::from_mins(1),
+        };
+        let ours = RetryPolicy { max_retries: 0, backoff: exponential, jitter: 0.0 };
+        for policy in [ours, RetryPolicy::built_in()] {
+            assert_eq!(read(&policy_to_proto(&policy)), (Some(policy), Violations::new()));
+        }
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        let waits = pb::retry_policy::Exponential {
+            max_interval: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            ..Default::default()
+        };
+        let (policy, violations) = read(&pb::RetryPolicy {
+            max_retries: Some(-1),
+            backoff: Some(pb::retry_policy::Backoff::Exponential(waits)),
+            jitter: None,
+        });
+        assert_eq!(policy, None);
+        let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(
+            fields,
+            [
+                "retry_policy.exponential.initial_interval",
+                "retry_policy.exponential.max_interval",
+                "retry_policy.max_retries"
+            ]
+        );
+    }
+}

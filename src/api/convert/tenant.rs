@@ -1,0 +1,163 @@
+//! Tenants and API keys.
+
+use crate::api::mask::{Fields, Selection};
+use crate::api::proto as pb;
+use crate::domain::Violations;
+use crate::domain::key::{ApiKey, Scope};
+use crate::domain::tenant::{Tenant, TenantSpec};
+
+use super::channel::{Detail, shown_url};
+use super::{retry, timestamp_to_proto};
+
+/// The fields of a tenant, for update masks.
+pub(crate) const FIELDS: Fields = Fields {
+    mutable: &[
+        "display_name",
+        "environment",
+        "account_id",
+        "primary_contact",
+        "webhook_url",
+        "labels",
+        "retry_policy",
+    ],
+    fixed: &["id", "create_time", "update_time", "etag"],
+};
+
+/// Whether a field of `message` is set: what an update without a mask changes.
+pub(crate) fn is_populated(message: &pb::Tenant, path: &str) -> bool {
+    match path {
+        "display_name" => !message.display_name.is_empty(),
+        "environment" => !message.environment.is_empty(),
+        "account_id" => message.account_id.is_some(),
+        "primary_contact" => !message.primary_contact.is_empty(),
+        "webhook_url" => !message.webhook_url.is_empty(),
+        "labels" => !message.labels.is_empty(),
+        "retry_policy" => message.retry_policy.is_some(),
+        _ => false,
+    }
+}
+
+/// A tenant to create. The domain's own rules are checked later.
+pub(crate) fn new_tenant(message: &pb::Tenant, violations: &mut Violations) -> TenantSpec {
+    let mut spec = TenantSpec::default();
+    let everything = FIELDS.select(&["*".to_owned()], |_| true, violations);
+    update_tenant(&mut spec, message, &everything, violations);
+    spec
+}
+
+/// `spec` with the selected fields of `message`.
+pub(crate) fn update_tenant(
+    spec: &mut TenantSpec,
+    message: &pb::Tenant,
+    selection: &Selection,
+    violations: &mut Violations,
+) {
+    for (path, ours, theirs) in [
+        ("display_name", &mut spec.display_name, &message.display_name),
+        ("environment", &mut spec.environment, &message.environment),
+        ("primary_contact", &mut spec.primary_contact, &message.primary_contact),
+        ("webhook_url", &mut spec.webhook_url, &message.webhook_url),
+    ] {
+        if selection.has(path) {
+            ours.clone_from(theirs);
+        }
+    }
+    if selection.has("account_id") {
+        spec.account_id = message.account_id;
+    }
+    if selection.has("labels") {
+        spec.labels = message.labels.clone().into_iter().collect();
+    }
+    if selection.has("retry_policy") {
+        let policy = message.retry_policy.as_ref();
+        spec.retry_policy =
+            policy.and_then(|policy| retry::policy(policy, "tenant.retry_policy", violations));
+    }
+}
+
+/// A tenant as the contract writes it.
+pub(crate) fn tenant_to_proto(tenant: Tenant, detail: Detail) -> pb::Tenant {
+    let spec = tenant.spec;
+    pb::Tenant {
+        id: tenant.id.to_string(),
+        display_name: spec.display_name,
+        environment: spec.environment,
+        account_id: spec.account_id,
+        primary_contact: spec.primary_contact,
+        webhook_url: shown_url(&spec.webhook_url, detail),
+        labels: spec.labels.into_iter().collect(),
+        retry_policy: spec.retry_policy.as_ref().map(retry::policy_to_proto),
+        create_time: Some(timestamp_to_proto(tenant.create_time)),
+        update_time: Some(timestamp_to_proto(tenant.update_time)),
+        etag: super::etag(tenant.revision, tenant.create_time),
+    }
+}
+
+/// The scopes of a new key.
+pub(crate) fn scopes(texts: &[String], violations: &mut Violations) -> Vec<Scope> {
+    const FIELD: &str = "api_key.scopes";
+    if texts.is_empty() {
+        violations.add(FIELD, "must not be empty, for example events:emit");
+    }
+    let mut scopes = Vec::new();
+    for (index, text) in texts.iter().enumerate().take(2 * Scope::ALL.len()) {
+        match Scope::parse(text) {
+            Some(scope) if scopes.contains(&scope) => {}
+            Some(scope) => scopes.push(scope),
+            None => violations.add(
+                format!("{FIELD}[{index}]"),
+                format!("must be one of {}", Scope::ALL.map(Scope::as_str).join(", ")),
+            ),
+        }
+    }
+    scopes
+}
+
+/// A key as the contract writes it, without its text.
+pub(crate) fn key_to_proto(key: ApiKey) -> pb::ApiKey {
+    pb::ApiKey {
+        id: key.id.to_string(),
+        tenant_id: key.tenant_id.map(|id| id.to_string()).unwrap_or_default(),
+        display_name: key.display_name,
+        prefix: key.prefix,
+        scopes: key.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        create_time: Some(timestamp_to_proto(key.create_time)),
+        expire_time: key.expire_time.map(timestamp_to_proto),
+        revoke_time: key.revoke_time.map(timestamp_to_proto),
+        last_use_time: key.last_use_time.map(timestamp_to_proto),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenants_read_back() {
+        let message = pb::Tenant {
+            display_name: "ACME".into(),
+            account_id: Some(0),
+            labels: [("plan".to_owned(), "gold".to_owned())].into(),
+            webhook_url: "https://example.com/?key=s3cret".into(),
+            ..Default::default()
+        };
+        let mut violations = Violations::new();
+        let spec = new_tenant(&message, &mut violations);
+        assert!(violations.is_empty());
+        assert_eq!((spec.account_id, spec.labels["plan"].as_str()), (Some(0), "gold"));
+        for path in FIELDS.mutable {
+            assert!(!is_populated(&pb::Tenant::default(), path), "{path}");
+        }
+        assert!(is_populated(&message, "account_id"));
+    }
+
+    #[test]
+    fn unknown_scopes_are_named() {
+        let mut violations = Violations::new();
+        let texts = ["events:emit", "events:emit", "events:*"].map(str::to_owned);
+        assert_eq!(scopes(&texts, &mut violations), [Scope::EventsEmit]);
+        assert_eq!(violations.iter().next().expect("one").field, "api_key.scopes[2]");
+        scopes(&[], &mut violations);
+        assert_eq!(violations.iter().count(), 2);
+    }
+}

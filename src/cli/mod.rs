@@ -1,0 +1,140 @@
+//! The command line: `tidings <command>`.
+//!
+//! One file per command, each with `Args` and `run`. What a command prints for programs goes to
+//! standard output; hints, logs and errors go to standard error. Exit codes: 0 done, 1 failed,
+//! 2 wrongly used, 130 stopped at once by a second signal.
+
+pub mod client;
+pub mod config;
+pub mod deliveries;
+pub mod demo;
+pub mod emit;
+mod error;
+pub mod errors;
+pub mod event_types;
+pub mod keys;
+pub mod listen;
+pub mod migrate;
+pub mod operator_key;
+pub mod output;
+pub mod serve;
+pub mod subscriptions;
+pub mod tenants;
+pub mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::Error;
+
+const STORY: &str = "\
+Tidings turns one Emit into signed webhooks that are retried, recorded and watched.
+
+A tenant subscribes URLs to types of events. Your application emits an event once, over gRPC; \
+Tidings stores it before it answers, makes one delivery for each subscription that matches, and \
+sends each until the receiver accepts it or the retry policy ends. Whoever wants to know follows \
+the deliveries as they happen.";
+
+const EXAMPLES: &str = "\
+Try it:
+  tidings demo                                  everything at once, in a temporary folder
+
+Run it:
+  tidings serve                                 gRPC on 127.0.0.1:50051, data in ./tidings.db
+  export TIDINGS_API_KEY=$(tidings keys create --operator)
+  tidings tenants create --display-name Acme
+  tidings listen                                a local receiver that verifies signatures
+  tidings subscriptions create --help
+  tidings emit --help
+  tidings watch
+
+Each command explains itself and has examples: tidings <command> --help";
+
+/// Durable notifications: one Emit becomes signed webhooks, retried, recorded and watched.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidings",
+    version,
+    long_about = STORY,
+    after_help = EXAMPLES,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show the main job in one command: service, receivers, events, a live table, a summary
+    Demo(demo::Args),
+    /// Run the service
+    Serve(serve::Args),
+    /// Bring the database's schema to this version
+    Migrate(migrate::Args),
+    /// Show the effective configuration and where each value comes from
+    Config(config::Args),
+    /// Create and revoke API keys; `--operator` makes the first one
+    Keys(keys::Args),
+    /// Create and manage tenants
+    Tenants(tenants::Args),
+    /// Create and manage subscriptions: who is told about what, and where
+    Subscriptions(subscriptions::Args),
+    /// Describe the types of events that are emitted
+    EventTypes(event_types::Args),
+    /// Emit an event
+    Emit(emit::Args),
+    /// Look at deliveries and their attempts; retry or cancel them
+    Deliveries(deliveries::Args),
+    /// Follow deliveries as they happen
+    Watch(watch::Args),
+    /// Receive webhooks locally, verify their signatures and print them
+    Listen(listen::Args),
+    /// Explain the reasons that errors carry
+    Errors(errors::Args),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When it cannot do what it was asked to do.
+pub async fn run(cli: Cli) -> Result<ExitCode, Error> {
+    match cli.command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Config(args) => config::run(&args),
+        Command::Keys(args) => keys::run(args).await,
+        Command::Tenants(args) => tenants::run(args).await,
+        Command::Subscriptions(args) => subscriptions::run(args).await,
+        Command::EventTypes(args) => event_types::run(args).await,
+        Command::Emit(args) => emit::run(args).await,
+        Command::Deliveries(args) => deliveries::run(args).await,
+        Command::Watch(args) => watch::run(args).await,
+        Command::Listen(args) => listen::run(args).await,
+        Command::Errors(args) => errors::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{} says what it does", command.get_name());
+            assert!(command.get_after_help().is_some(), "{} has examples", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Options that are URLs, and may hold a password that must not be shown.
+
+use std::fmt;
+use std::path::Path;
+
+use toml::Value;
+use url::Url;
+
+use crate::store;
+
+use super::setting::Setting;
+
+/// The URL of the database. Shown without its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// The SQLite database in the file at `path`.
+    pub fn of_file(path: &Path) -> Self {
+        Self(format!("sqlite://{}", path.display()))
+    }
+
+    /// The URL with its password.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::read(text)
+    }
+}
+
+impl Setting for DatabaseUrl {
+    fn read(text: &str) -> Result<Self, String> {
+        let right = "sqlite://path or postgres://user:password@host:port/database";
+        let config = store::Config { database_url: text.into(), ..store::Config::default() };
+        let database = config.database().map_err(|_| right.to_owned())?;
+        if database.embedded_file().is_some() && text.contains(":memory:") {
+            return Err(format!("{right}: what is only in memory would not be durable"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::String(without_password(&self.0)))
+    }
+}
+
+/// Where traces are sent. Shown without its password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpEndpoint(Url);
+
+impl OtlpEndpoint {
+    /// The endpoint's URL.
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl Setting for OtlpEndpoint {
+    fn read(text: &str) -> Result<Self, String> {
+        Url::parse(text)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .map(Self)
+            .ok_or_else(|| "a URL such as http://127.0.0.1:4317".into())
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::String(without_password(self.0.as_str())))
+    }
+}
+
+/// `url` with its password, also one that is a query parameter, replaced by `***`.
+fn without_password(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else {
+        return url.to_owned();
+    };
+    let in_query = parsed.query_pairs().any(|(name, _)| is_secret(&name));
+    if parsed.password().is_none() && !in_query {
+        // Unchanged to the letter: parsing would complete `sqlite://tidings.db` to a canonical form.
+        return url.to_owned();
+    }
+    if parsed.password().is_some() && parsed.set_password(Some("***")).is_err() {
+        return "***".into();
+    }
+    if in_query {
+        let pairs: Vec<_> = parsed.query_pairs().into_owned().collect();
+        let mut query = parsed.query_pairs_mut();
+        query.clear();
+        for (name, value) in &pairs {
+            query.append_pair(name, if is_secret(name) { "***" } else { value });
+        }
+        drop(query);
+    }
+    parsed.into()
+}
+
+fn is_secret(parameter: &str) -> bool {
+    let parameter = parameter.to_ascii_lowercase();
+    ["password", "key", "token", "secret"].iter().any(|word| parameter.contains(word))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("postgres://me:hunter2@db:5432/t?a=b", "postgres://me:***@db:5432/t?a=b"),
+            ("postgres://db/t?user=me&password=hunter2", "postgres://db/t?user=me&password=***"),
+            ("sqlite://tidings.db", "sqlite://tidings.db"),
+        ] {
+            let read = DatabaseUrl::read(url).expect(url);
+            let value = read.show().and_then(|value| value.as_str().map(str::to_owned));
+            assert_eq!(value.as_deref(), Some(shown), "{url}");
+            assert!(!format!("{read:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_database_in_memory_is_refused() {
+        for url in ["sqlite::memory:", "sqlite://:memory:", "mysql://a/b", "tidings.db", ""] {
+            assert!(DatabaseUrl::read(url).is_err(), "{url}");
+        }
+    }
+}

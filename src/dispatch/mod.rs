@@ -1,0 +1,240 @@
+//! The engine: it takes what is due and has it delivered.
+//!
+//! | part | does |
+//! |---|---|
+//! | [`Queue`] | holds what this node has leased, a lane per subscription, within permits |
+//! | `worker` | makes one attempt and decides what follows |
+//! | `recorder` | writes results in group commits, fenced by revisions |
+//! | `claimer` | leases what is due, in fair turns |
+//! | `janitor` | takes over from silent nodes, settles, expires, purges |
+//! | `lease` | keeps this node's own lease |
+//! | [`ManualAttempts`] | attempts that somebody asked for |
+//!
+//! The database is the truth. Everything here may be lost at any moment: what was leased becomes
+//! due again when the node's lease has run out.
+
+mod claimer;
+mod janitor;
+mod lease;
+mod manual;
+mod metrics;
+mod queue;
+mod recorder;
+mod worker;
+
+pub use manual::{ManualAttempts, ManualError, ManualResult, TestResult};
+pub use queue::{Job, Permit, Queue};
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::channel::Channels;
+use crate::domain::Clock;
+use crate::domain::trace::SpanSink;
+use crate::store::{CatalogCache, DatabaseClock, Error, Retention, Store};
+
+use lease::Lease;
+use metrics::Metrics;
+use worker::Worker;
+
+/// How the engine is set up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Attempts under way at once, over all subscriptions.
+    pub max_in_flight: usize,
+    /// Deliveries that this node holds in memory, waiting or under way.
+    pub queue_size: usize,
+    /// How long a silent node keeps its deliveries.
+    pub lease_ttl: Duration,
+    /// How often to look for due deliveries when nothing wakes the node.
+    pub poll_interval: Duration,
+    /// How long what is kept.
+    pub retention: Retention,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        const HOUR: u64 = 60 * 60;
+        Self {
+            max_in_flight: 4_096,
+            queue_size: 8_192,
+            lease_ttl: Duration::from_secs(15),
+            poll_interval: Duration::from_millis(500),
+            retention: Retention {
+                events: Duration::from_secs(30 * 24 * HOUR),
+                feed: Duration::from_secs(3 * 24 * HOUR),
+                idempotency_keys: Duration::from_secs(48 * HOUR),
+            },
+        }
+    }
+}
+
+/// What the engine works with.
+pub struct Parts {
+    /// The database.
+    pub store: Store,
+    /// Its clock.
+    pub clock: Arc<DatabaseClock>,
+    /// The tenants' settings.
+    pub catalog: Arc<CatalogCache>,
+    /// The ways to deliver.
+    pub channels: Arc<Channels>,
+    /// Who collects spans.
+    pub spans: Arc<dyn SpanSink>,
+    /// Where randomness (ids, jitter) starts.
+    pub seed: u64,
+}
+
+/// What every part of the engine shares.
+struct Shared {
+    config: Config,
+    store: Store,
+    clock: Arc<DatabaseClock>,
+    catalog: Arc<CatalogCache>,
+    channels: Arc<Channels>,
+    spans: Arc<dyn SpanSink>,
+    random: Mutex<StdRng>,
+    lease: Lease,
+    metrics: Metrics,
+    /// Wakes the claimer.
+    due: Notify,
+    /// Wakes the janitor.
+    chores: Notify,
+}
+
+/// The running engine.
+pub struct Dispatch {
+    shared: Arc<Shared>,
+    queue: Queue,
+    tasks: JoinSet<&'static str>,
+    /// Ends the claimer and the janitor.
+    claiming: CancellationToken,
+    /// Ends the recorder and the lease keeper, once nothing is under way.
+    recording: CancellationToken,
+    recorder: recorder::Handle,
+}
+
+/// How the engine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Leases that were given back because their attempt had not begun or not ended in time.
+    pub released: usize,
+}
+
+impl Dispatch {
+    /// Registers this node, takes over what its predecessors left (on an embedded database), and
+    /// starts to work.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn start(
+        config: Config,
+        parts: Parts,
+        registry: &mut Registry,
+    ) -> Result<Self, Error> {
+        let mut random = StdRng::seed_from_u64(parts.seed);
+        let metrics = Metrics::new(registry);
+        let lease =
+            Lease::acquire(&parts.store, &*parts.clock, config.lease_ttl, &mut random).await?;
+        if parts.store.is_embedded() {
+            // No other process serves the file: whoever had leases is gone.
+            parts.store.remove_other_nodes(lease.node()).await?;
+        }
+        let shared = Arc::new(Shared {
+            store: parts.store,
+            clock: parts.clock,
+            catalog: parts.catalog,
+            channels: parts.channels,
+            spans: parts.spans,
+            random: Mutex::new(random),
+            lease,
+            metrics,
+            due: Notify::new(),
+            chores: Notify::new(),
+            config,
+        });
+        let (recorder, results) = recorder::channel(shared.config.queue_size);
+        let worker = Worker::new(Arc::clone(&shared), recorder.clone());
+        let queue = Queue::new(&shared.config, worker);
+        let claiming = CancellationToken::new();
+        let recording = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(recorder::run(Arc::clone(&shared), results));
+        tasks.spawn(lease::keep(Arc::clone(&shared), recording.clone()));
+        tasks.spawn(claimer::run(Arc::clone(&shared), queue.clone(), claiming.clone()));
+        tasks.spawn(janitor::run(Arc::clone(&shared), claiming.clone()));
+        tasks.spawn(janitor::purge(Arc::clone(&shared), claiming.clone()));
+        Ok(Self { shared, queue, tasks, claiming, recording, recorder })
+    }
+
+    /// Where deliveries are handed over.
+    pub fn queue(&self) -> Queue {
+        self.queue.clone()
+    }
+
+    /// Attempts that somebody asks for.
+    pub fn attempts(&self) -> ManualAttempts {
+        ManualAttempts::new(Arc::clone(&self.shared))
+    }
+
+    /// Makes a function that has deliveries follow a changed subscription at once.
+    pub fn kick(&self) -> impl Fn() + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared.chores.notify_one();
+            shared.due.notify_one();
+        }
+    }
+
+    /// Claims nothing more, and begins no attempt that has not begun.
+    pub fn stop_claiming(&self) {
+        self.claiming.cancel();
+        self.queue.close();
+    }
+
+    /// Waits until one of the engine's tasks has ended by itself, which is a fault; tells which.
+    pub async fn failed(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => name,
+            Some(Err(_)) => "a task that panicked",
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets what is under way end and be recorded, until `deadline`; gives back all other leases.
+    pub async fn drain(mut self, deadline: Instant) -> Drained {
+        self.stop_claiming();
+        // What is not over by then is given back below; its result is fenced.
+        let _ = tokio::time::timeout_at(deadline, self.queue.idle()).await;
+        self.queue.abort();
+        self.recorder.close();
+        let _ = tokio::time::timeout_at(deadline, self.recorder.drained()).await;
+        self.recording.cancel();
+        let node = self.shared.lease.node();
+        let mut released = 0;
+        loop {
+            match self.shared.store.release(node, self.shared.clock.now(), 1_000).await {
+                Ok(batch) if batch.count > 0 => released += batch.count,
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "leases could not be given back; they run out by themselves");
+                    break;
+                }
+            }
+        }
+        if let Err(error) = self.shared.store.remove_node(node).await {
+            tracing::warn!(%error, "the node could not be signed off; its lease runs out by itself");
+        }
+        self.tasks.shutdown().await;
+        Drained { released }
+    }
+}

@@ -1,0 +1,215 @@
+//! What is known of each tenant's settings, cached, and kept exact by versions.
+//!
+//! Every change of a tenant's subscriptions, event types or settings raises the tenant's version in
+//! the same transaction. Who is about to match reads the versions (one cheap query for a whole
+//! batch) and reloads what is out of date: a subscription that was created before an Emit is always
+//! seen, on every replica. The cache is only an optimisation; dropping it loses nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sea_orm::ConnectionTrait;
+
+use crate::domain::event_type::EventType;
+use crate::domain::id::{SubscriptionId, TenantId};
+use crate::domain::retry::RetryPolicy;
+use crate::domain::subscription::Subscription;
+use crate::domain::tenant::Tenant;
+
+use super::rows::PLATFORM;
+use super::{Error, Store, bulk};
+
+/// Most tenants that are kept. Reaching it empties the cache: simple, and rare.
+const MAX_TENANTS: usize = 20_000;
+
+/// An event type with its schema, ready to check payloads.
+#[derive(Debug)]
+pub struct TypeInfo {
+    /// The event type.
+    pub event_type: EventType,
+    /// Its compiled JSON Schema, when it has one.
+    pub schema: Option<jsonschema::Validator>,
+}
+
+/// Event types by name.
+type Types = HashMap<String, Arc<TypeInfo>>;
+
+/// The platform's own event types, at a version.
+#[derive(Debug)]
+pub struct PlatformCatalog {
+    version: i64,
+    types: Types,
+}
+
+/// A tenant, its subscriptions and its event types, at a version.
+#[derive(Debug)]
+pub struct TenantCatalog {
+    version: i64,
+    /// The tenant.
+    pub tenant: Arc<Tenant>,
+    /// Its subscriptions in order of their ids.
+    pub subscriptions: Vec<Arc<Subscription>>,
+    types: Types,
+}
+
+/// A tenant's view: its own settings over the platform's.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    /// The tenant's own.
+    pub own: Arc<TenantCatalog>,
+    platform: Arc<PlatformCatalog>,
+}
+
+impl Catalog {
+    /// The event type called `name`: the tenant's own, or else the platform's.
+    pub fn event_type(&self, name: &str) -> Option<&TypeInfo> {
+        self.own.types.get(name).or_else(|| self.platform.types.get(name)).map(AsRef::as_ref)
+    }
+
+    /// The subscription, when the tenant has it.
+    pub fn subscription(&self, id: SubscriptionId) -> Option<&Arc<Subscription>> {
+        let subscriptions = &self.own.subscriptions;
+        subscriptions
+            .binary_search_by_key(&id, |subscription| subscription.id)
+            .ok()
+            .map(|at| &subscriptions[at])
+    }
+
+    /// The retry policy for deliveries of `event_type` to `subscription`: the subscription's own,
+    /// or else the event type's, the tenant's, or the built-in one.
+    pub fn retry_policy(&self, subscription: &Subscription, event_type: &str) -> RetryPolicy {
+        let of_type = || {
+            self.event_type(event_type).and_then(|info| info.event_type.spec.retry_policy.as_ref())
+        };
+        subscription
+            .spec
+            .retry_policy
+            .as_ref()
+            .or_else(of_type)
+            .or(self.own.tenant.spec.retry_policy.as_ref())
+            .cloned()
+            .unwrap_or_else(RetryPolicy::built_in)
+    }
+}
+
+/// The cache. Cheap to share.
+#[derive(Debug, Default)]
+pub struct CatalogCache {
+    tenants: RwLock<HashMap<TenantId, Arc<TenantCatalog>>>,
+    platform: RwLock<Option<Arc<PlatformCatalog>>>,
+}
+
+/// Versions of tenants as the database has them; a tenant that is missing does not exist.
+#[derive(Debug)]
+pub(super) struct Versions {
+    platform: i64,
+    tenants: HashMap<TenantId, i64>,
+}
+
+impl CatalogCache {
+    /// The catalogs of these tenants as they are in the database now. Unknown tenants are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn current(
+        &self,
+        store: &Store,
+        tenants: &[TenantId],
+    ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        let versions = store.versions(&store.read, tenants).await?;
+        self.at(store, &versions).await
+    }
+
+    /// The catalogs at `versions` or later.
+    pub(super) async fn at(
+        &self,
+        store: &Store,
+        versions: &Versions,
+    ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        let platform = self.platform_at(store, versions.platform).await?;
+        let mut catalogs = HashMap::with_capacity(versions.tenants.len());
+        for (tenant_id, version) in &versions.tenants {
+            if let Some(own) = self.tenant_at(store, *tenant_id, *version).await? {
+                catalogs.insert(*tenant_id, Catalog { own, platform: Arc::clone(&platform) });
+            }
+        }
+        Ok(catalogs)
+    }
+
+    async fn platform_at(
+        &self,
+        store: &Store,
+        version: i64,
+    ) -> Result<Arc<PlatformCatalog>, Error> {
+        let cached = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(cached) = cached.filter(|cached| cached.version >= version) {
+            return Ok(cached);
+        }
+        let types = compile(store.event_types_of(None).await?);
+        let loaded = Arc::new(PlatformCatalog { version, types });
+        *self.platform.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    async fn tenant_at(
+        &self,
+        store: &Store,
+        tenant_id: TenantId,
+        version: i64,
+    ) -> Result<Option<Arc<TenantCatalog>>, Error> {
+        let cached =
+            self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&tenant_id).cloned();
+        if let Some(cached) = cached.filter(|cached| cached.version >= version) {
+            return Ok(Some(cached));
+        }
+        // The version was read before the rows: rows that are newer only mean one reload too many.
+        let Some(tenant) = store.tenant(tenant_id).await? else { return Ok(None) };
+        let subscriptions =
+            store.subscriptions_of(tenant_id).await?.into_iter().map(Arc::new).collect();
+        let types = compile(store.event_types_of(Some(tenant_id)).await?);
+        let loaded =
+            Arc::new(TenantCatalog { version, tenant: Arc::new(tenant), subscriptions, types });
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        if tenants.len() >= MAX_TENANTS {
+            tenants.clear();
+        }
+        tenants.insert(tenant_id, Arc::clone(&loaded));
+        Ok(Some(loaded))
+    }
+}
+
+impl Store {
+    /// The versions of these tenants' settings, and of the platform's.
+    pub(super) async fn versions(
+        &self,
+        connection: &impl ConnectionTrait,
+        tenants: &[TenantId],
+    ) -> Result<Versions, Error> {
+        let ids: Vec<_> = std::iter::once(PLATFORM)
+            .chain(tenants.iter().map(TenantId::as_str))
+            .map(bulk::text)
+            .collect();
+        let sql = "SELECT tenant_id, version FROM tenant_config WHERE tenant_id ";
+        let statement = bulk::any(self.dialect, sql, ids);
+        let mut versions = Versions { platform: 0, tenants: HashMap::with_capacity(tenants.len()) };
+        for row in connection.query_all_raw(statement).await? {
+            let (id, version): (String, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+            match id.parse() {
+                Ok(id) => drop(versions.tenants.insert(id, version)),
+                Err(_) => versions.platform = version,
+            }
+        }
+        Ok(versions)
+    }
+}
+
+fn compile(types: Vec<EventType>) -> Types {
+    let info = |event_type: EventType| {
+        let schema = Some(&event_type.spec.json_schema)
+            .filter(|schema| !schema.is_empty())
+            .and_then(|schema| serde_json::from_str(schema).ok())
+            .and_then(|schema| jsonschema::validator_for(&schema).ok());
+        (event_type.spec.name.clone(), Arc::new(TypeInfo { event_type, schema }))
+    };
+    types.into_iter().map(info).collect()
+}

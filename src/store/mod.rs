@@ -1,0 +1,62 @@
+//! All SQL: what Tidings remembers, in SQLite or in PostgreSQL.
+//!
+//! One concrete type, [`Store`], with one file per group of queries; the differences between the
+//! two databases stand in `dialect`. No sea-orm type leaves this module. Expected races are values
+//! (an enum variant, a count), not errors.
+
+mod accept;
+mod bulk;
+mod catalog;
+mod claim;
+mod clock;
+mod connect;
+mod deliveries;
+mod dialect;
+mod entity;
+mod error;
+mod event_types;
+mod events;
+mod feed;
+mod keys;
+mod nodes;
+mod page;
+mod purge;
+mod record;
+mod rows;
+mod settle;
+mod stats;
+mod subscriptions;
+mod tenants;
+mod wake;
+
+pub use accept::{AcceptTx, IdempotencyKey, KeyUse};
+pub use catalog::{Catalog, CatalogCache, PlatformCatalog, TenantCatalog, TypeInfo};
+pub use claim::{Claimed, Room, SubscriptionRef};
+pub use clock::DatabaseClock;
+pub use connect::{Config, Database};
+pub use deliveries::{CancelResult, DeliveryFilter, ManualClaim};
+pub use error::{Error, Update};
+pub use events::EventFilter;
+pub use feed::{FeedHead, FeedRow, SnapshotPage};
+pub use page::Page;
+pub use purge::{Purged, Retention};
+pub use record::{Ended, LateResult, Recorded, Release};
+pub use stats::SubscriptionStats;
+pub use wake::{Listener, SettingsSeen};
+
+use sea_orm::DatabaseConnection;
+
+use dialect::Dialect;
+use wake::Wakes;
+
+/// The database: one writing side and one reading side.
+///
+/// On SQLite the writing side is a single connection, since SQLite has a single writer, and the
+/// reading side a pool. On PostgreSQL both are the same pool.
+#[derive(Clone, Debug)]
+pub struct Store {
+    write: DatabaseConnection,
+    read: DatabaseConnection,
+    dialect: Dialect,
+    wakes: Wakes,
+}

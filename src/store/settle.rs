@@ -1,0 +1,129 @@
+//! What follows by itself: deliveries follow their subscription's state, and expire with their
+//! event. The janitor calls these; each does a bounded piece of work.
+
+use sea_orm::{ConnectionTrait, EntityTrait};
+
+use crate::domain::Timestamp;
+use crate::domain::delivery::FailureReason;
+use crate::domain::id::{SubscriptionId, TenantId};
+
+use super::bulk::{bigint, int, text};
+use super::entity::subscription;
+use super::{Error, Store, SubscriptionRef};
+
+impl Store {
+    /// Subscriptions whose deliveries have not yet followed a change.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn unsettled(&self, limit: u32) -> Result<Vec<SubscriptionRef>, Error> {
+        let sql = "SELECT tenant_id, id FROM subscriptions WHERE settled = 0 ORDER BY tenant_id, id LIMIT $1";
+        let rows = self
+            .read
+            .query_all_raw(self.dialect.statement(sql, vec![bigint(i64::from(limit))]))
+            .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(SubscriptionRef {
+                    tenant_id: super::rows::id(&row.try_get_by_index::<String>(0)?)?,
+                    id: super::rows::id(&row.try_get_by_index::<String>(1)?)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Lets at most `limit` deliveries follow their subscription: held when it is paused or
+    /// disabled, due when it is active, canceled when it is deleted. Returns how many followed;
+    /// fewer than `limit` means that all have.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn settle(
+        &self,
+        tenant_id: TenantId,
+        id: SubscriptionId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<usize, Error> {
+        let key = (tenant_id.to_string(), id.to_string());
+        let Some(row) = subscription::Entity::find_by_id(key).one(&self.write).await? else {
+            return Ok(0);
+        };
+        let (from, set) = match (row.delete_time, row.state) {
+            (Some(_), _) => {
+                ("state IN (1, 8)", "state = 5, failure_reason = $5, next_attempt_time = NULL")
+            }
+            (None, 1) => ("state = 8", "state = 1, next_attempt_time = $3"),
+            (None, _) => ("state = 1", "state = 8, next_attempt_time = NULL"),
+        };
+        let mut values = vec![
+            text(tenant_id.as_str()),
+            text(id.as_str()),
+            bigint(now.as_micros()),
+            bigint(i64::from(limit)),
+        ];
+        if row.delete_time.is_some() {
+            values.push(int(i32::from(FailureReason::SubscriptionDeleted.code())));
+        }
+        let sql = format!(
+            "UPDATE deliveries SET {set}, revision = revision + 1, update_time = $3
+            WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
+                WHERE tenant_id = $1 AND subscription_id = $2 AND {from} LIMIT $4 {skip_locked})
+            RETURNING *",
+            skip_locked = self.dialect.skip_locked(),
+        );
+        let followed = self.change(&sql, values, now).await?.len();
+        if followed < limit as usize {
+            self.settled(&row).await?;
+        }
+        Ok(followed)
+    }
+
+    /// Notes that all deliveries have followed, unless the subscription changed again meanwhile. A
+    /// deleted subscription's row goes.
+    async fn settled(&self, row: &subscription::Model) -> Result<(), Error> {
+        let sql = match row.delete_time {
+            Some(_) => {
+                "DELETE FROM subscriptions WHERE tenant_id = $1 AND id = $2 AND revision = $3"
+            }
+            None => {
+                "UPDATE subscriptions SET settled = 1
+                 WHERE tenant_id = $1 AND id = $2 AND revision = $3 AND delete_time IS NULL"
+            }
+        };
+        let values = vec![text(&row.tenant_id), text(&row.id), bigint(row.revision)];
+        self.write.execute_raw(self.dialect.statement(sql, values)).await?;
+        Ok(())
+    }
+
+    /// Finds held deliveries whose subscription is active, and has them released: an Emit that
+    /// read the subscription before it was resumed may have committed after the release.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn unsettle_stragglers(&self) -> Result<u64, Error> {
+        let sql = "UPDATE subscriptions SET settled = 0
+            WHERE state = 1 AND settled = 1 AND delete_time IS NULL AND EXISTS (
+                SELECT 1 FROM deliveries d
+                WHERE d.tenant_id = subscriptions.tenant_id AND d.subscription_id = subscriptions.id
+                  AND d.state = 8)";
+        Ok(self.write.execute_raw(self.dialect.statement(sql, Vec::new())).await?.rows_affected())
+    }
+
+    /// Ends at most `limit` waiting deliveries whose event has expired.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn expire(&self, now: Timestamp, limit: u32) -> Result<usize, Error> {
+        let sql = format!(
+            "UPDATE deliveries SET state = 6, next_attempt_time = NULL, revision = revision + 1, update_time = $1
+            WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
+                WHERE expire_time IS NOT NULL AND expire_time <= $1 AND state IN (1, 8)
+                LIMIT $2 {skip_locked})
+            RETURNING *",
+            skip_locked = self.dialect.skip_locked(),
+        );
+        let values = vec![bigint(now.as_micros()), bigint(i64::from(limit))];
+        Ok(self.change(&sql, values, now).await?.len())
+    }
+}

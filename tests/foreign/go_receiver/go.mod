@@ -1,0 +1,3 @@
+module go_receiver
+
+go 1.19

@@ -1,0 +1,250 @@
+//! Bad input gets a clear error that names every wrong field; nothing is stored and nothing is lost.
+
+use std::time::Duration;
+
+use tidings::api::proto;
+use tonic::Code;
+
+use crate::support::app::{emit_request, explain};
+use crate::support::{App, Database};
+
+async fn events_of(app: &App, tenant_id: &str) -> usize {
+    let list = proto::ListEventsRequest { tenant_id: tenant_id.into(), ..Default::default() };
+    app.operator.events().list_events(list).await.expect("listed").into_inner().events.len()
+}
+
+on_both! {
+    async fn every_wrong_field_of_an_event_is_named(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let now = std::time::SystemTime::now();
+        let request = proto::EmitRequest {
+            subject: "s".repeat(257),
+            labels: [("l".repeat(257), "v".to_owned())].into(),
+            idempotency_key: "k\n".into(),
+            deliver_time: Some((now + Duration::from_hours(9600)).into()),
+            expire_time: Some((now - Duration::from_secs(1)).into()),
+            occur_time: Some(prost_types::Timestamp { seconds: 0, nanos: -5 }),
+            ..emit_request(&tenant.id, "no spaces", "{broken")
+        };
+        let (code, reason, mut fields) = explain(&app.operator.events().emit(request).await.expect_err("refused"));
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
+        for field in &mut fields {
+            field.truncate(field.find('[').unwrap_or(field.len()));
+        }
+        fields.sort_unstable();
+        fields.dedup();
+        for field in ["data_json", "deliver_time", "expire_time", "idempotency_key", "labels", "occur_time", "subject", "type"] {
+            assert!(fields.iter().any(|named| named == field), "{field} is not named in {fields:?}");
+        }
+        assert_eq!(events_of(&app, &tenant.id).await, 0);
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn payloads_beyond_the_limits_are_refused(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let deep = format!("{}{}", "[".repeat(65), "]".repeat(65));
+        let large = format!("\"{}\"", "x".repeat(256 * 1024));
+        for data in [deep.as_str(), large.as_str(), "", "not json", "{\"a\":1}{}", "\u{feff}{}"] {
+            let refused = app.operator.events().emit(emit_request(&tenant.id, "user.created", data)).await.expect_err("refused");
+            let (code, reason, fields) = explain(&refused);
+            assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"), "{data:.20}");
+            assert_eq!(fields, ["data_json"], "{data:.20}");
+        }
+        let just_right = format!("\"{}\"", "x".repeat(256 * 1024 - 2));
+        app.operator.emit(&tenant.id, "user.created", &just_right).await;
+        let oversized = "x".repeat(5 * 1024 * 1024);
+        let refused = app.operator.events().emit(emit_request(&tenant.id, "user.created", &oversized)).await.expect_err("refused");
+        assert_eq!(explain(&refused).1, "REQUEST_TOO_LARGE");
+        assert_eq!(events_of(&app, &tenant.id).await, 1);
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn what_is_not_protobuf_or_not_utf8_is_refused(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        // Field 5, data_json: a string of one byte that is not UTF-8; and a truncated message.
+        let not_utf8 = [[0x0a, 30].as_slice(), tenant.id.as_bytes(), &[0x2a, 1, 0xff]].concat();
+        for message in [not_utf8, vec![0x0a, 200, 1]] {
+            let refused = raw_emit(&app, &message).await;
+            assert_eq!(explain(&refused), (Code::InvalidArgument, "MALFORMED_REQUEST".into(), vec![]));
+        }
+        assert_eq!(events_of(&app, &tenant.id).await, 0);
+        app.stop().await;
+    }
+}
+
+async fn raw_emit(app: &App, message: &[u8]) -> tonic::Status {
+    use http_body_util::{BodyExt, Full};
+    // By hand over HTTP/2: five bytes of frame, then the message.
+    let frame =
+        [&[0][..], &u32::try_from(message.len()).expect("small").to_be_bytes(), message].concat();
+    let stream = tokio::net::TcpStream::connect(app.running.grpc_addr()).await.expect("connected");
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
+    let connection = tokio::spawn(connection);
+    let request = hyper::Request::post(format!("{}/tidings.v1.EventService/Emit", app.endpoint()))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("authorization", format!("Bearer {}", app.operator_key))
+        .body(Full::new(bytes::Bytes::from(frame)))
+        .expect("a request");
+    let response = sender.send_request(request).await.expect("answered");
+    let headers = response.headers().clone();
+    let status = tonic::Status::from_header_map(&headers);
+    let status = if let Some(status) = status {
+        status
+    } else {
+        let body = response.into_body().collect().await.expect("a body");
+        tonic::Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
+    };
+    connection.abort();
+    status
+}
+
+on_both! {
+    async fn every_wrong_field_of_a_subscription_is_named(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let webhook = proto::WebhookChannel {
+            url: "http://user@localhost:22/#x".into(),
+            headers: [
+                ("X-Bad".to_owned(), "a\r\nb".to_owned()),
+                ("Host".to_owned(), "evil".to_owned()),
+            ]
+            .into(),
+            timeout: Some(prost_types::Duration { seconds: 31, nanos: 0 }),
+            max_in_flight: -1,
+            max_requests_per_second: f64::NAN,
+            signature_header: "X-Sig".into(),
+            ..Default::default()
+        };
+        let subscription = proto::Subscription {
+            tenant_id: tenant.id.clone(),
+            event_types: vec!["a.*.b".into(), "ok.*".into(), String::new()],
+            channel: Some(proto::subscription::Channel::Webhook(webhook)),
+            retry_policy: Some(proto::RetryPolicy { max_retries: Some(-1), jitter: Some(2.0), ..Default::default() }),
+            ..Default::default()
+        };
+        let request = proto::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+        let refused = app.operator.subscriptions().create_subscription(request).await.expect_err("refused");
+        let (code, reason, fields) = explain(&refused);
+        assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
+        for field in [
+            "subscription.event_types[0]",
+            "subscription.event_types[2]",
+            "subscription.webhook.url",
+            "subscription.webhook.headers",
+            "subscription.webhook.timeout",
+            "subscription.webhook.max_in_flight",
+            "subscription.webhook.max_requests_per_second",
+            "subscription.webhook.signature_header",
+            "subscription.retry_policy.max_retries",
+            "subscription.retry_policy.jitter",
+        ] {
+            assert!(fields.iter().any(|named| named.starts_with(field)), "{field} is not named in {fields:?}");
+        }
+        let list = proto::ListSubscriptionsRequest { tenant_id: tenant.id, ..Default::default() };
+        let listed = app.operator.subscriptions().list_subscriptions(list).await.expect("listed").into_inner();
+        assert!(listed.subscriptions.is_empty());
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn masks_pages_and_tokens_are_checked(database: Database) {
+        let app = App::start(database).await;
+        let (tenant, other) = (app.operator.create_tenant("Acme").await, app.operator.create_tenant("Globex").await);
+        for _ in 0..5 {
+            app.operator.emit(&tenant.id, "user.created", "{}").await;
+        }
+        let list = |tenant_id: &str, page_size, page_token: &str| proto::ListEventsRequest {
+            tenant_id: tenant_id.into(),
+            page_size,
+            page_token: page_token.into(),
+            ..Default::default()
+        };
+        let negative = app.operator.events().list_events(list(&tenant.id, -1, "")).await.expect_err("refused");
+        assert_eq!(explain(&negative), (Code::InvalidArgument, "INVALID_FIELDS".into(), vec!["page_size".into()]));
+        let first = app.operator.events().list_events(list(&tenant.id, 3, "")).await.expect("listed").into_inner();
+        assert_eq!(first.events.len(), 3);
+        let second = app.operator.events().list_events(list(&tenant.id, 3, &first.next_page_token)).await.expect("listed").into_inner();
+        assert_eq!((second.events.len(), second.next_page_token.as_str()), (2, ""));
+        let filtered = proto::ListEventsRequest { subject: "x".into(), ..list(&tenant.id, 3, &first.next_page_token) };
+        for request in [list(&other.id, 3, &first.next_page_token), filtered, list(&tenant.id, 3, "bm9uc2Vuc2U")] {
+            let refused = app.operator.events().list_events(request).await.expect_err("refused");
+            assert_eq!(explain(&refused).1, "PAGE_TOKEN_INVALID");
+        }
+        let update = proto::UpdateTenantRequest {
+            tenant: Some(tenant.clone()),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["display_name".into(), "nonsense".into(), "create_time".into()] }),
+        };
+        let (_, reason, fields) = explain(&app.operator.tenants().update_tenant(update).await.expect_err("refused"));
+        assert_eq!(reason, "INVALID_FIELDS");
+        assert_eq!(fields.len(), 2, "{fields:?}");
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn etags_protect_against_lost_updates(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let update = |display_name: &str, etag: &str| proto::UpdateTenantRequest {
+            tenant: Some(proto::Tenant {
+                display_name: display_name.into(),
+                etag: etag.into(),
+                environment: "ignored by the mask".into(),
+                ..tenant.clone()
+            }),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["display_name".into()] }),
+        };
+        let updated = app.operator.tenants().update_tenant(update("First", &tenant.etag)).await.expect("updated").into_inner();
+        let updated = updated.tenant.expect("a tenant");
+        assert_eq!((updated.display_name.as_str(), updated.environment.as_str()), ("First", ""));
+        assert_ne!(updated.etag, tenant.etag);
+        let lost = app.operator.tenants().update_tenant(update("Second", &tenant.etag)).await.expect_err("stale");
+        assert_eq!(explain(&lost), (Code::Aborted, "ETAG_MISMATCH".into(), vec![]));
+        app.operator.tenants().update_tenant(update("Third", "")).await.expect("no etag, no check");
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn what_comes_later_says_so(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let (subscription, _) = app.operator.subscribe(&tenant.id, &["*"], "https://hooks.company.com/").await;
+        let check = proto::CheckSubscriptionRequest { tenant_id: tenant.id.clone(), subscription_id: subscription.id };
+        let poll = proto::PollEventsRequest { tenant_id: tenant.id.clone(), consumer: "c".into(), ..Default::default() };
+        let import = proto::ImportCatalogRequest { tenant_id: tenant.id.clone(), ..Default::default() };
+        let email = proto::CreateSubscriptionRequest {
+            subscription: Some(proto::Subscription {
+                tenant_id: tenant.id,
+                event_types: vec!["*".into()],
+                channel: Some(proto::subscription::Channel::Email(proto::EmailChannel {
+                    recipients: vec!["ops@company.com".into()],
+                    ..Default::default()
+                })),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        for status in [
+            app.operator.subscriptions().check_subscription(check).await.expect_err("later"),
+            app.operator.events().poll_events(poll).await.expect_err("later"),
+            app.operator.catalog().import_catalog(import).await.expect_err("later"),
+            app.operator.subscriptions().create_subscription(email).await.expect_err("later"),
+        ] {
+            assert_eq!(explain(&status), (Code::Unimplemented, "NOT_IMPLEMENTED".into(), vec![]));
+        }
+        app.stop().await;
+    }
+}

@@ -1,0 +1,128 @@
+//! The feed's order: what `docs/adr/0003-feed-order.md` promises.
+//!
+//! The danger: a transaction takes a number, another takes the next and commits first; a reader
+//! sees the second number, moves on, and never sees the first. The heads' row locks rule it out.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, Database as SeaDatabase};
+use tidings::store::Store;
+
+use crate::support::Database;
+use crate::support::make::Maker;
+
+/// Everything that a reader sees who polls while `until` is not reached.
+async fn read_to(store: &Store, tenant_id: tidings::domain::id::TenantId, until: i64) -> Vec<i64> {
+    let mut seen = Vec::new();
+    while seen.last().copied().unwrap_or(0) < until {
+        let after = seen.last().copied().unwrap_or(0);
+        for row in store.read_feed(tenant_id, after, 10).await.expect("read") {
+            seen.push(row.position);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    seen
+}
+
+/// Two interleaved transactions on PostgreSQL: the one that took the lower position commits last.
+/// It must be impossible for the other to become visible before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_is_visible_only_after_all_lower_ones() {
+    let database = Database::postgres().await;
+    let (store, maker) = (database.open().await, Maker::new(21));
+    let now = store.now().await.expect("now");
+    let tenant = maker.tenant(&store, now).await;
+    let subscription = maker.subscription(&store, tenant.id, now).await;
+    let node = maker.node(now);
+
+    let event = maker.event(tenant.id, now);
+    let delivery = maker.delivery(&event, subscription.id, false);
+    let first = store.begin_accept().await.expect("begun");
+    first
+        .insert([&event].into_iter(), std::slice::from_ref(&delivery), node, now)
+        .await
+        .expect("inserted");
+
+    // The second transaction wants the next position while the first is still open.
+    let second = {
+        let store = store.clone();
+        let maker = Maker::new(22);
+        let subscription = subscription.clone();
+        tokio::spawn(
+            async move { maker.deliveries(&store, &subscription, 1, node, false, now).await },
+        )
+    };
+    wait_for_lock(&database).await;
+    assert!(!second.is_finished(), "the second transaction waits for the first");
+    assert!(
+        store.read_feed(tenant.id, 0, 10).await.expect("read").is_empty(),
+        "nothing is visible yet"
+    );
+
+    first.commit().await.expect("committed");
+    second.await.expect("committed");
+    assert_eq!(read_to(&store, tenant.id, 2).await, [1, 2]);
+}
+
+/// Waits until some transaction waits for another's row: the interleaving has happened.
+async fn wait_for_lock(database: &Database) {
+    let admin = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
+    for _ in 0..2_000 {
+        let waiting = admin
+            .query_one_raw(sea_orm::Statement::from_string(
+                sea_orm::DbBackend::Postgres,
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+            ))
+            .await
+            .expect("asked");
+        if waiting.is_some() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the interleaving never happened: no transaction waited for another");
+}
+
+on_both! {
+    /// Many writers, one reader that polls: it sees every position, in order.
+    async fn a_polling_reader_misses_nothing(database: Database) {
+        const WRITERS: usize = 8;
+        const ROUNDS: usize = 25;
+        let (store, maker) = (database.open().await, Maker::new(23));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (store, subscription) = (store.clone(), subscription.clone());
+                tokio::spawn(async move {
+                    let maker = Maker::new(100 + writer as u64);
+                    for _ in 0..ROUNDS {
+                        maker.deliveries(&store, &subscription, 2, maker.node(now), false, now).await;
+                    }
+                })
+            })
+            .collect();
+        let last = i64::try_from(WRITERS * ROUNDS).expect("small");
+        let seen = read_to(&store, tenant.id, last).await;
+        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+        for writer in writers {
+            writer.await.expect("wrote");
+        }
+    }
+}
+
+on_both! {
+    /// A transaction with more changes than fit in one row takes one position per row.
+    async fn a_large_transaction_is_cut_into_rows(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(24));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let deliveries = maker.deliveries(&store, &subscription, 300, maker.node(now), false, now).await;
+        let rows = store.read_feed(tenant.id, 0, 100).await.expect("read");
+        assert_eq!(rows.iter().map(|row| row.position).collect::<Vec<_>>(), [1, 2, 3]);
+        let told: Vec<_> = rows.into_iter().flat_map(|row| row.changes).collect();
+        assert_eq!(told, deliveries);
+    }
+}

@@ -1,0 +1,291 @@
+//! The whole service in this process, and clients that speak gRPC to it over a real connection.
+
+use std::time::Duration;
+
+use tidings::api::proto;
+use tidings::api::proto::catalog_service_client::CatalogServiceClient;
+use tidings::api::proto::delivery_service_client::DeliveryServiceClient;
+use tidings::api::proto::event_service_client::EventServiceClient;
+use tidings::api::proto::subscription_service_client::SubscriptionServiceClient;
+use tidings::api::proto::tenant_service_client::TenantServiceClient;
+use tidings::app::{self, Running};
+use tidings::config::Options;
+use tidings::domain::Timestamp;
+use tidings::domain::id::KeyId;
+use tidings::domain::key::{self, ApiKey, Scope};
+use tidings::store::Store;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use super::Database;
+
+/// Puts a key into every request.
+#[derive(Clone)]
+pub(crate) struct WithKey(MetadataValue<Ascii>);
+
+impl Interceptor for WithKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+type Authorized = InterceptedService<Channel, WithKey>;
+
+/// A client with one key.
+#[derive(Clone)]
+pub(crate) struct Client {
+    pub(crate) channel: Channel,
+    key: WithKey,
+}
+
+impl Client {
+    pub(crate) async fn connect(endpoint: &str, key: &str) -> Self {
+        let channel = Endpoint::from_shared(endpoint.to_owned())
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("connected");
+        Self::on(channel, key)
+    }
+
+    pub(crate) fn on(channel: Channel, key: &str) -> Self {
+        Self { channel, key: WithKey(format!("Bearer {key}").parse().expect("ASCII")) }
+    }
+
+    pub(crate) fn events(&self) -> EventServiceClient<Authorized> {
+        EventServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    pub(crate) fn subscriptions(&self) -> SubscriptionServiceClient<Authorized> {
+        SubscriptionServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    pub(crate) fn deliveries(&self) -> DeliveryServiceClient<Authorized> {
+        DeliveryServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    pub(crate) fn catalog(&self) -> CatalogServiceClient<Authorized> {
+        CatalogServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    pub(crate) fn tenants(&self) -> TenantServiceClient<Authorized> {
+        TenantServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    /// A new tenant; this client must be an operator's.
+    pub(crate) async fn create_tenant(&self, name: &str) -> proto::Tenant {
+        let tenant = proto::Tenant { display_name: name.into(), ..Default::default() };
+        let request = proto::CreateTenantRequest { tenant: Some(tenant) };
+        self.tenants()
+            .create_tenant(request)
+            .await
+            .expect("created")
+            .into_inner()
+            .tenant
+            .expect("a tenant")
+    }
+
+    /// A subscription to `event_types` at `url`, and its signing secret.
+    pub(crate) async fn subscribe(
+        &self,
+        tenant_id: &str,
+        event_types: &[&str],
+        url: &str,
+    ) -> (proto::Subscription, String) {
+        let webhook = proto::WebhookChannel { url: url.into(), ..Default::default() };
+        self.subscribe_with(tenant_id, event_types, webhook, Some(quick_retries(3))).await
+    }
+
+    pub(crate) async fn subscribe_with(
+        &self,
+        tenant_id: &str,
+        event_types: &[&str],
+        webhook: proto::WebhookChannel,
+        retry_policy: Option<proto::RetryPolicy>,
+    ) -> (proto::Subscription, String) {
+        let subscription = proto::Subscription {
+            tenant_id: tenant_id.into(),
+            display_name: "test".into(),
+            event_types: event_types.iter().map(ToString::to_string).collect(),
+            channel: Some(proto::subscription::Channel::Webhook(webhook)),
+            retry_policy,
+            ..Default::default()
+        };
+        let request = proto::CreateSubscriptionRequest {
+            subscription: Some(subscription),
+            ..Default::default()
+        };
+        let created =
+            self.subscriptions().create_subscription(request).await.expect("created").into_inner();
+        (created.subscription.expect("a subscription"), created.signing_secret)
+    }
+
+    pub(crate) async fn emit(
+        &self,
+        tenant_id: &str,
+        event_type: &str,
+        data_json: &str,
+    ) -> proto::EmitResponse {
+        self.events()
+            .emit(emit_request(tenant_id, event_type, data_json))
+            .await
+            .expect("accepted")
+            .into_inner()
+    }
+
+    /// The event's deliveries.
+    pub(crate) async fn deliveries_of(
+        &self,
+        tenant_id: &str,
+        event_id: &str,
+    ) -> Vec<proto::Delivery> {
+        let request = proto::ListDeliveriesRequest {
+            tenant_id: tenant_id.into(),
+            event_id: event_id.into(),
+            ..Default::default()
+        };
+        self.deliveries().list_deliveries(request).await.expect("listed").into_inner().deliveries
+    }
+
+    /// Waits until the event's only delivery is in `state`.
+    pub(crate) async fn wait_for_state(
+        &self,
+        tenant_id: &str,
+        event_id: &str,
+        state: proto::DeliveryState,
+    ) -> proto::Delivery {
+        let mut last = None;
+        for _ in 0..3_000 {
+            let mut deliveries = self.deliveries_of(tenant_id, event_id).await;
+            assert_eq!(deliveries.len(), 1, "one delivery was expected");
+            let delivery = deliveries.remove(0);
+            if delivery.state() == state {
+                return delivery;
+            }
+            last = Some(delivery);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the delivery never was {state:?}: {last:?}");
+    }
+
+    pub(crate) async fn attempts(&self, tenant_id: &str, delivery_id: &str) -> Vec<proto::Attempt> {
+        let request = proto::ListAttemptsRequest {
+            tenant_id: tenant_id.into(),
+            delivery_id: delivery_id.into(),
+            ..Default::default()
+        };
+        self.deliveries().list_attempts(request).await.expect("listed").into_inner().attempts
+    }
+}
+
+pub(crate) fn emit_request(
+    tenant_id: &str,
+    event_type: &str,
+    data_json: &str,
+) -> proto::EmitRequest {
+    proto::EmitRequest {
+        tenant_id: tenant_id.into(),
+        r#type: event_type.into(),
+        payload: Some(proto::emit_request::Payload::DataJson(data_json.into())),
+        ..Default::default()
+    }
+}
+
+/// Retries after 50 ms each.
+pub(crate) fn quick_retries(max_retries: i32) -> proto::RetryPolicy {
+    let interval = prost_types::Duration { seconds: 0, nanos: 50_000_000 };
+    proto::RetryPolicy {
+        max_retries: Some(max_retries),
+        jitter: Some(0.0),
+        backoff: Some(proto::retry_policy::Backoff::Schedule(proto::retry_policy::Schedule {
+            intervals: vec![interval],
+        })),
+    }
+}
+
+/// The service, running.
+pub(crate) struct App {
+    pub(crate) running: Running,
+    pub(crate) operator: Client,
+    pub(crate) operator_key: String,
+    pub(crate) database: Database,
+}
+
+/// Options for tests: free ports, receivers on the loopback, quick polls.
+pub(crate) fn options(database: &Database) -> Options {
+    Options {
+        grpc_addr: "127.0.0.1:0".parse().expect("an address"),
+        http_addr: "127.0.0.1:0".parse().expect("an address"),
+        database_url: database.config.database_url.parse().expect("a database"),
+        database_max_connections: 10,
+        allow_cidrs: vec!["127.0.0.0/8".parse().expect("a network")],
+        allow_http: true,
+        poll_interval: Duration::from_millis(50),
+        shutdown_grace: Duration::from_secs(10),
+        ..Options::default()
+    }
+}
+
+/// An operator's key, made on the database itself.
+pub(crate) async fn operator_key(store: &Store) -> String {
+    let mut random = rand::make_rng::<rand::rngs::StdRng>();
+    let text = key::generate(&mut random);
+    let now = store.now().await.expect("now");
+    let api_key = ApiKey {
+        id: KeyId::new(now, &mut random),
+        tenant_id: None,
+        display_name: "test".into(),
+        prefix: key::shown(&text).into(),
+        scopes: vec![Scope::Admin],
+        create_time: now,
+        expire_time: None::<Timestamp>,
+        revoke_time: None,
+        last_use_time: None,
+    };
+    store.create_key(&api_key, key::hash(&text)).await.expect("stored");
+    text
+}
+
+impl App {
+    pub(crate) async fn start(database: Database) -> Self {
+        let options = options(&database);
+        Self::start_with(database, &options).await
+    }
+
+    pub(crate) async fn start_with(database: Database, options: &Options) -> Self {
+        let store = database.open().await;
+        let operator_key = operator_key(&store).await;
+        store.close().await;
+        let running = app::start(options.config()).await.expect("started");
+        let operator =
+            Client::connect(&format!("http://{}", running.grpc_addr()), &operator_key).await;
+        Self { running, operator, operator_key, database }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.running.grpc_addr())
+    }
+
+    /// Stops the service gracefully and gives the database back.
+    pub(crate) async fn stop(self) -> Database {
+        self.running.stop().await;
+        self.database
+    }
+}
+
+/// The reason of an error, and the fields that it names.
+pub(crate) fn explain(status: &Status) -> (Code, String, Vec<String>) {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo in {status:?}"));
+    assert_eq!(info.domain, "tidings");
+    let fields = details
+        .bad_request()
+        .map(|bad| bad.field_violations.iter().map(|violation| violation.field.clone()).collect())
+        .unwrap_or_default();
+    (status.code(), info.reason.clone(), fields)
+}
