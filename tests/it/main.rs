@@ -9,9 +9,12 @@ mod support;
 
 mod auth;
 mod bad_input;
+mod command_line;
 mod deliver;
 mod durability;
 mod emit;
 mod feed_order;
+mod observe;
+mod plans;
 mod store;
 mod watch;
