@@ -50,6 +50,7 @@ pub(super) async fn run(
         };
         shared.metrics.queue_held.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
         let now = shared.clock.now();
+        queue.prune(now);
         let until_due = round.next_due.map_or(shared.config.poll_interval, |due| due.since(now));
         let pause = if round.claimed > 0 {
             BREATH

@@ -17,7 +17,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// Every how many rounds the rarer chores are done.
 const RARELY: u32 = 5;
 /// How often old rows are removed.
-const PURGE_INTERVAL: Duration = Duration::from_mins(1);
+const PURGE_INTERVAL: Duration = Duration::from_mins(10);
 /// Rows that one statement changes at most.
 const BATCH: u32 = 500;
 /// Up to how many waiting deliveries are counted for the metric.
@@ -52,7 +52,13 @@ async fn chores(shared: &Shared, with_rare: bool) -> Result<(), Error> {
             tracing::info!(deliveries = taken, "took over deliveries of nodes that fell silent");
             has_due = true;
         }
-        store.unsettle_stragglers().await?;
+        let mut after = None;
+        loop {
+            after = store.unsettle_stragglers(after, BATCH).await?;
+            if after.is_none() {
+                break;
+            }
+        }
         shared.metrics.scheduled.set(store.count_scheduled(MAX_COUNTED).await?);
     }
     for subscription in store.unsettled(BATCH).await? {

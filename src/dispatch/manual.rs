@@ -181,7 +181,7 @@ impl ManualAttempts {
                 attempt.number = delivery.attempt_count;
                 Ok(ManualResult { delivery: *delivery, attempt })
             }
-            LateResult::Lost => Err(ManualError::NotFound),
+            LateResult::Known | LateResult::Lost => Err(ManualError::NotFound),
         }
     }
 }

@@ -58,7 +58,7 @@ impl Drop for Permit {
         lanes.held -= 1;
         if let Some(lane) = lanes.by_subscription.get_mut(&self.subscription) {
             lane.held -= 1;
-            if lane.held == 0 && lane.active == 0 {
+            if lane.is_over() {
                 lanes.by_subscription.remove(&self.subscription);
             }
         }
@@ -74,8 +74,20 @@ struct Lane {
     /// Workers.
     active: usize,
     waiting: VecDeque<Job>,
-    /// Before this instant no request may start, when the subscription limits its rate.
-    next_start: Timestamp,
+    /// Before this instant no request may start, when the subscription limits its rate. Such a lane
+    /// outlives its deliveries, or the limit would be forgotten: [`Queue::prune`] ends it.
+    next_start: Option<Timestamp>,
+}
+
+impl Lane {
+    const fn is_idle(&self) -> bool {
+        self.held == 0 && self.active == 0
+    }
+
+    /// Whether nothing is left to remember.
+    const fn is_over(&self) -> bool {
+        self.is_idle() && self.next_start.is_none()
+    }
 }
 
 #[derive(Default)]
@@ -151,6 +163,9 @@ impl Queue {
         let guaranteed = GUARANTEED.saturating_sub(lane.held);
         let granted = wanted.min(depth.saturating_sub(lane.held)).min(free.max(guaranteed));
         lane.held += granted;
+        if lane.is_over() {
+            lanes.by_subscription.remove(&id);
+        }
         lanes.held += granted;
         drop(lanes);
         (0..granted).map(|_| Permit { queue: Arc::downgrade(&self.0), subscription: id }).collect()
@@ -206,7 +221,7 @@ impl Queue {
             return Some(job);
         }
         lane.active -= 1;
-        if lane.active == 0 && lane.held == 0 {
+        if lane.is_over() {
             lanes.by_subscription.remove(&id);
         }
         None
@@ -225,11 +240,18 @@ impl Queue {
         let start = {
             let mut lanes = self.0.lock();
             let lane = lanes.by_subscription.entry(id).or_default();
-            let start = lane.next_start.max(now);
-            lane.next_start = start.plus(Duration::from_secs_f64(1.0 / rate));
+            let start = lane.next_start.unwrap_or(now).max(now);
+            lane.next_start = Some(start.plus(Duration::from_secs_f64(1.0 / rate)));
             start
         };
         tokio::time::sleep(start.since(now)).await;
+    }
+
+    /// Ends lanes that were only kept for their rate limit, once it has no more to say.
+    pub(super) fn prune(&self, now: Timestamp) {
+        self.0.lock().by_subscription.retain(|_, lane| {
+            !lane.is_idle() || lane.next_start.is_some_and(|next_start| next_start > now)
+        });
     }
 
     /// How many deliveries are held.

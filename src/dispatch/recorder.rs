@@ -156,7 +156,7 @@ async fn write(shared: &Shared, ended: &[Ended]) -> Result<(), Error> {
         }
         let Some(attempt) = &ended.attempt else { continue };
         match shared.store.record_after_end(ended.after.tenant_id, attempt.clone(), now).await? {
-            LateResult::Added(_) => {}
+            LateResult::Added(_) | LateResult::Known => {}
             LateResult::Lost => {
                 shared.metrics.fenced.inc();
                 tracing::warn!(delivery.id = %ended.after.id, "a result came too late; another node has the delivery");

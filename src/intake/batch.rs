@@ -110,6 +110,11 @@ impl Batch {
         batch
     }
 
+    /// How many deliveries the batch makes at most.
+    pub(super) fn delivery_count(&self) -> usize {
+        self.rows.iter().map(|row| row.delivery_count as usize).sum()
+    }
+
     /// The keys that the batch wants to take.
     pub(super) fn keys(&self) -> &[IdempotencyKey] {
         &self.keys

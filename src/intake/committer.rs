@@ -12,12 +12,14 @@ use crate::domain::Clock;
 use crate::domain::id::TenantId;
 use crate::store::{CatalogCache, Error as StoreError, Store};
 
-use super::batch::Batch;
+use super::batch::{Answer, Batch};
 use super::metrics::Metrics;
 use super::{Error, Parts, Pending};
 
 /// Most events in one transaction.
 const MAX_EVENTS: usize = 512;
+/// Most deliveries in one transaction, unless a single event has more.
+const MAX_DELIVERIES: usize = 10_000;
 /// Most payload bytes in one transaction: a few large events make a batch of their own.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
 
@@ -54,7 +56,7 @@ impl Committer {
         let now = Instant::now();
         // Whoever has gone, or whose time is up, gets nothing stored.
         group.retain(|pending| !pending.reply.is_closed());
-        let (late, group): (Vec<_>, Vec<_>) = group
+        let (late, mut group): (Vec<_>, Vec<_>) = group
             .into_iter()
             .partition(|pending| pending.deadline.is_some_and(|deadline| deadline <= now));
         for pending in late {
@@ -65,7 +67,12 @@ impl Committer {
         }
         self.metrics.batch(group.len());
         match self.commit(&group).await {
-            Ok(results) => {
+            Ok(None) => {
+                let rest = group.split_off(group.len() / 2);
+                Box::pin(self.commit_group(group)).await;
+                Box::pin(self.commit_group(rest)).await;
+            }
+            Ok(Some(results)) => {
                 for (pending, result) in group.into_iter().zip(results) {
                     // A client that has gone meanwhile asks again with its idempotency key.
                     let _ = pending.reply.send(result);
@@ -89,10 +96,9 @@ impl Committer {
         }
     }
 
-    async fn commit(
-        &mut self,
-        group: &[Pending],
-    ) -> Result<Vec<Result<super::Accepted, Error>>, StoreError> {
+    /// Commits a group and returns its answers; `None`, and nothing is stored, when it has too many
+    /// deliveries for one transaction.
+    async fn commit(&mut self, group: &[Pending]) -> Result<Option<Vec<Answer>>, StoreError> {
         let now = self.clock.now();
         let mut tenants: Vec<TenantId> =
             group.iter().map(|pending| pending.event.tenant_id).collect();
@@ -102,6 +108,9 @@ impl Committer {
         let transaction = self.store.begin_accept().await?;
         let catalogs = transaction.catalogs(&self.catalog, &tenants).await?;
         let mut batch = Batch::prepare(group, &catalogs, now, &mut self.random);
+        if group.len() > 1 && batch.delivery_count() > MAX_DELIVERIES {
+            return Ok(None);
+        }
         let uses = transaction.take_keys(batch.keys(), now).await?;
         batch.settle_keys(&uses);
         let permits = batch.reserve(&self.queue, &catalogs, now, &mut self.random);
@@ -121,7 +130,7 @@ impl Committer {
                 });
             }
         }
-        Ok(results)
+        Ok(Some(results))
     }
 }
 

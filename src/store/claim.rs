@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult};
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::Delivery;
+use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::Event;
 use crate::domain::id::{EventId, NodeId, SubscriptionId, TenantId};
 
@@ -46,6 +46,31 @@ pub struct Claimed {
     pub event: Arc<Event>,
 }
 
+/// Lists the subscriptions behind `($1, $2)` that have deliveries in `state`, at most `$3`, as the
+/// table `s`, whose last row may be NULL. A loose index scan: a few look-ups in the partial index of
+/// the state per subscription, however many deliveries each has.
+pub(super) fn subscriptions_with(state: State) -> String {
+    let next = |column: &str| {
+        format!(
+            "(SELECT d.{column} FROM deliveries d
+                WHERE d.state = {state} AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
+                ORDER BY d.tenant_id, d.subscription_id LIMIT 1)",
+            state = state.code()
+        )
+    };
+    format!(
+        "WITH RECURSIVE s(tenant_id, subscription_id, n) AS (
+            SELECT * FROM (SELECT tenant_id, subscription_id, 1 FROM deliveries
+                WHERE state = {state} AND (tenant_id, subscription_id) > ($1, $2)
+                ORDER BY tenant_id, subscription_id LIMIT 1) AS first
+            UNION ALL
+            SELECT {tenant}, {subscription}, s.n + 1 FROM s WHERE s.tenant_id IS NOT NULL AND s.n < $3)",
+        state = state.code(),
+        tenant = next("tenant_id"),
+        subscription = next("subscription_id"),
+    )
+}
+
 impl Store {
     /// At most `limit` subscriptions that have scheduled deliveries, each with the time at which its
     /// first one is due, in order from behind `after`.
@@ -57,26 +82,13 @@ impl Store {
         after: Option<SubscriptionRef>,
         limit: u32,
     ) -> Result<Vec<(SubscriptionRef, Timestamp)>, Error> {
-        // A loose index scan: a few look-ups in deliveries_due per subscription, however many
-        // deliveries each has.
-        let sql = "WITH RECURSIVE s(tenant_id, subscription_id, n) AS (
-                SELECT * FROM (SELECT tenant_id, subscription_id, 1 FROM deliveries
-                    WHERE state = 1 AND (tenant_id, subscription_id) > ($1, $2)
-                    ORDER BY tenant_id, subscription_id LIMIT 1) AS first
-                UNION ALL
-                SELECT
-                    (SELECT d.tenant_id FROM deliveries d
-                        WHERE d.state = 1 AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
-                        ORDER BY d.tenant_id, d.subscription_id LIMIT 1),
-                    (SELECT d.subscription_id FROM deliveries d
-                        WHERE d.state = 1 AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
-                        ORDER BY d.tenant_id, d.subscription_id LIMIT 1),
-                    s.n + 1
-                FROM s WHERE s.tenant_id IS NOT NULL AND s.n < $3)
-            SELECT s.tenant_id, s.subscription_id,
+        let sql = format!(
+            "{} SELECT s.tenant_id, s.subscription_id,
                 (SELECT min(d.next_attempt_time) FROM deliveries d
                     WHERE d.state = 1 AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
-            FROM s WHERE s.tenant_id IS NOT NULL";
+            FROM s WHERE s.tenant_id IS NOT NULL",
+            subscriptions_with(State::Scheduled)
+        );
         let (tenant, subscription) =
             after.map_or_else(Default::default, |a| (a.tenant_id.to_string(), a.id.to_string()));
         let values = vec![text(tenant), text(subscription), bigint(i64::from(limit))];

@@ -37,6 +37,8 @@ pub struct Recorded {
 pub enum LateResult {
     /// The delivery had ended (canceled, for example): the attempt was added to its record.
     Added(Box<Delivery>),
+    /// The attempt was recorded before, by a commit that was not confirmed.
+    Known,
     /// Another node has the delivery: nothing was written.
     Lost,
 }
@@ -194,6 +196,9 @@ impl Store {
             return Ok(LateResult::Lost);
         };
         let mut delivery = Delivery::try_from(delivery::Model::from_query_result(&row, "")?)?;
+        if self.is_recorded(&transaction, tenant_id, &attempt).await? {
+            return Ok(LateResult::Known);
+        }
         if !delivery.state.is_terminal() {
             return Ok(LateResult::Lost);
         }
@@ -224,6 +229,24 @@ impl Store {
         transaction.commit().await?;
         self.wakes.wake();
         Ok(LateResult::Added(Box::new(ended.after)))
+    }
+
+    /// Whether this very attempt is in the record: the same number, and the same span.
+    async fn is_recorded(
+        &self,
+        transaction: &DatabaseTransaction,
+        tenant_id: TenantId,
+        attempt: &Attempt,
+    ) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM attempts
+            WHERE tenant_id = $1 AND delivery_id = $2 AND number = $3 AND trace = $4";
+        let values = vec![
+            text(tenant_id.as_str()),
+            text(attempt.delivery_id.as_str()),
+            int(i32::try_from(attempt.number).unwrap_or(i32::MAX)),
+            text(attempt.trace.to_string()),
+        ];
+        Ok(transaction.query_one_raw(self.dialect.statement(sql, values)).await?.is_some())
     }
 
     /// Gives back what `node` has leased, at most `limit` deliveries: they are due at once.

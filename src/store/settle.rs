@@ -1,13 +1,14 @@
 //! What follows by itself: deliveries follow their subscription's state, and expire with their
 //! event. The janitor calls these; each does a bounded piece of work.
 
-use sea_orm::{ConnectionTrait, EntityTrait};
+use sea_orm::{ConnectionTrait, EntityTrait, QueryResult};
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::FailureReason;
+use crate::domain::delivery::{FailureReason, State};
 use crate::domain::id::{SubscriptionId, TenantId};
 
-use super::bulk::{bigint, int, text};
+use super::bulk::{Rows, Type, bigint, int, text};
+use super::claim::subscriptions_with;
 use super::entity::subscription;
 use super::{Error, Store, SubscriptionRef};
 
@@ -22,14 +23,7 @@ impl Store {
             .read
             .query_all_raw(self.dialect.statement(sql, vec![bigint(i64::from(limit))]))
             .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(SubscriptionRef {
-                    tenant_id: super::rows::id(&row.try_get_by_index::<String>(0)?)?,
-                    id: super::rows::id(&row.try_get_by_index::<String>(1)?)?,
-                })
-            })
-            .collect()
+        references(&rows)
     }
 
     /// Lets at most `limit` deliveries follow their subscription: held when it is paused or
@@ -97,17 +91,40 @@ impl Store {
     }
 
     /// Finds held deliveries whose subscription is active, and has them released: an Emit that
-    /// read the subscription before it was resumed may have committed after the release.
+    /// read the subscription before it was resumed may have committed after the release. Looks at
+    /// `limit` subscriptions with held deliveries, from behind `after`, and returns the last one
+    /// when there may be more.
     ///
     /// # Errors
     /// When the database does not take it.
-    pub async fn unsettle_stragglers(&self) -> Result<u64, Error> {
-        let sql = "UPDATE subscriptions SET settled = 0
-            WHERE state = 1 AND settled = 1 AND delete_time IS NULL AND EXISTS (
-                SELECT 1 FROM deliveries d
-                WHERE d.tenant_id = subscriptions.tenant_id AND d.subscription_id = subscriptions.id
-                  AND d.state = 8)";
-        Ok(self.write.execute_raw(self.dialect.statement(sql, Vec::new())).await?.rows_affected())
+    pub async fn unsettle_stragglers(
+        &self,
+        after: Option<SubscriptionRef>,
+        limit: u32,
+    ) -> Result<Option<SubscriptionRef>, Error> {
+        let (tenant, subscription) =
+            after.map_or_else(Default::default, |a| (a.tenant_id.to_string(), a.id.to_string()));
+        let values = vec![text(tenant), text(subscription), bigint(i64::from(limit))];
+        let sql = format!(
+            "{} SELECT tenant_id, subscription_id FROM s WHERE tenant_id IS NOT NULL",
+            subscriptions_with(State::Held)
+        );
+        let held =
+            references(&self.read.query_all_raw(self.dialect.statement(sql, values)).await?)?;
+        if !held.is_empty() {
+            let transaction = self.dialect.begin(&self.write).await?;
+            let columns = [("tenant_id", Type::Text), ("id", Type::Text)];
+            let mut rows = Rows::new(self.dialect, columns, held.len());
+            for subscription in &held {
+                rows.push([text(subscription.tenant_id.as_str()), text(subscription.id.as_str())]);
+            }
+            let sql = " UPDATE subscriptions SET settled = 0 FROM r
+                WHERE subscriptions.tenant_id = r.tenant_id AND subscriptions.id = r.id
+                  AND state = 1 AND settled = 1 AND delete_time IS NULL";
+            rows.execute(&transaction, sql, &[]).await?;
+            transaction.commit().await?;
+        }
+        Ok(held.last().copied().filter(|_| held.len() >= limit as usize))
     }
 
     /// Ends at most `limit` waiting deliveries whose event has expired.
@@ -126,4 +143,16 @@ impl Store {
         let values = vec![bigint(now.as_micros()), bigint(i64::from(limit))];
         Ok(self.change(&sql, values, now).await?.len())
     }
+}
+
+/// Reads rows of a tenant's and a subscription's id.
+fn references(rows: &[QueryResult]) -> Result<Vec<SubscriptionRef>, Error> {
+    rows.iter()
+        .map(|row| {
+            Ok(SubscriptionRef {
+                tenant_id: super::rows::id(&row.try_get_by_index::<String>(0)?)?,
+                id: super::rows::id(&row.try_get_by_index::<String>(1)?)?,
+            })
+        })
+        .collect()
 }

@@ -407,3 +407,34 @@ on_both! {
         app.stop().await;
     }
 }
+
+on_both! {
+    async fn a_subscriptions_rate_holds_even_when_it_was_idle(database: Database) {
+        const PER_SECOND: f64 = 5.0;
+        let app = App::start(database).await;
+        let times = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = std::sync::Arc::clone(&times);
+        let receiver = Receiver::scripted(move |_, _| {
+            seen.lock().expect("not poisoned").push(std::time::Instant::now());
+            Reply::status(200)
+        })
+        .await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let webhook = proto::WebhookChannel {
+            url: receiver.url(),
+            max_requests_per_second: PER_SECOND,
+            ..Default::default()
+        };
+        app.operator.subscribe_with(&tenant.id, &["*"], webhook, None).await;
+        for count in 1..=5 {
+            app.operator.emit(&tenant.id, "user.created", "{}").await;
+            // One at a time, so that the lane is empty in between.
+            receiver.wait_for(count).await;
+        }
+        let times = times.lock().expect("not poisoned").clone();
+        let gaps: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let least = Duration::from_secs_f64(0.9 / PER_SECOND);
+        assert!(gaps.iter().all(|gap| *gap >= least), "{gaps:?}");
+        app.stop().await;
+    }
+}

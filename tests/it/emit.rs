@@ -205,3 +205,37 @@ on_both! {
         app.stop().await;
     }
 }
+
+on_both! {
+    /// More deliveries than one transaction takes: the batch is cut, and every event is whole.
+    async fn a_large_fan_out_is_cut_between_events(database: Database) {
+        const SUBSCRIPTIONS: usize = 50;
+        const EVENTS: usize = 250;
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        for _ in 0..SUBSCRIPTIONS {
+            let (subscription, _) =
+                app.operator.subscribe(&tenant.id, &["*"], "https://hooks.company.com/").await;
+            // Paused: nothing is to be sent.
+            let pause = proto::PauseSubscriptionRequest {
+                tenant_id: tenant.id.clone(),
+                subscription_id: subscription.id,
+            };
+            app.operator.subscriptions().pause_subscription(pause).await.expect("paused");
+        }
+        let requests = vec![emit_request("", "user.created", "{}"); EVENTS];
+        let batch = proto::EmitBatchRequest { tenant_id: tenant.id.clone(), requests };
+        let results = app.operator.events().emit_batch(batch).await.expect("answered").into_inner().results;
+        let mut accepted = 0;
+        for result in results {
+            let Some(emit_result::Result::Response(response)) = result.result else { panic!("refused: {result:?}") };
+            assert_eq!(usize::try_from(response.delivery_count), Ok(SUBSCRIPTIONS));
+            accepted += 1;
+        }
+        assert_eq!(accepted, EVENTS);
+        let store = app.database.open().await;
+        let stats = store.count_scheduled(10).await.expect("counted");
+        assert_eq!(stats, 0, "all are held");
+        app.stop().await;
+    }
+}

@@ -62,6 +62,9 @@ on_both! {
         assert!(store.record(&ended, now).await.expect("recorded").fenced.is_empty());
         // What a recorder does that did not hear the commit's confirmation.
         assert_eq!(store.record(&ended, now).await.expect("recorded").fenced.len(), leased.len());
+        let attempt = ended[0].attempt.clone().expect("made");
+        let again = store.record_after_end(tenant.id, attempt, now).await.expect("answered");
+        assert_eq!(again, LateResult::Known, "the attempt is in the record already");
         for delivery in &leased[..3] {
             let attempts = store.list_attempts(tenant.id, delivery.id, 0, 10).await.expect("read").items;
             assert_eq!(attempts.len(), 1);
@@ -146,10 +149,12 @@ on_both! {
         transaction.insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now).await.expect("inserted");
         transaction.commit().await.expect("committed");
 
-        assert_eq!(store.unsettle_stragglers().await.expect("found"), 1);
+        assert_eq!(store.unsettle_stragglers(None, 100).await.expect("looked"), None);
+        assert_eq!(store.unsettled(10).await.expect("listed").len(), 1);
         assert_eq!(store.settle(tenant.id, subscription.id, now, 100).await.expect("settled"), 1);
         assert_eq!(state(&store, &held).await, State::Scheduled);
-        assert_eq!(store.unsettle_stragglers().await.expect("found"), 0);
+        store.unsettle_stragglers(None, 100).await.expect("looked");
+        assert!(store.unsettled(10).await.expect("listed").is_empty());
     }
 }
 
