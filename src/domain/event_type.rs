@@ -8,8 +8,6 @@ use super::{Timestamp, Violations, pattern, tenant};
 
 /// Most bytes in a description or in guidance.
 pub const MAX_TEXT_BYTES: usize = 8 * 1024;
-/// Most bytes in a JSON Schema.
-pub const MAX_SCHEMA_BYTES: usize = 64 * 1024;
 
 /// How far along an event type is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +83,6 @@ impl EventTypeSpec {
         let texts = [
             ("event_type.description", &self.description, MAX_TEXT_BYTES),
             ("event_type.guidance", &self.guidance, MAX_TEXT_BYTES),
-            ("event_type.json_schema", &self.json_schema, MAX_SCHEMA_BYTES),
         ];
         for (field, text, limit) in texts {
             if text.len() > limit {

@@ -19,6 +19,7 @@ pub mod labels;
 pub mod pattern;
 pub mod payload;
 pub mod retry;
+pub mod schema;
 pub mod signature;
 pub mod subscription;
 pub mod tenant;

@@ -11,6 +11,7 @@ use crate::domain::channel::Channel;
 use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::{Event, NewEvent};
 use crate::domain::id::{DeliveryId, EventId, TenantId};
+use crate::domain::schema;
 use crate::domain::subscription::{self, Subscription};
 use crate::domain::{Timestamp, Violations};
 use crate::store::{Catalog, IdempotencyKey, KeyUse};
@@ -275,12 +276,12 @@ fn new_delivery(
 
 /// Checks the payload against the event type's JSON Schema, when it has one.
 fn check_schema(new: &NewEvent, catalog: &Catalog) -> Result<(), Violations> {
-    let schema = catalog.event_type(&new.event_type).and_then(|info| info.schema.as_ref());
-    let Some(schema) = schema else { return Ok(()) };
+    let compiled = catalog.event_type(&new.event_type).and_then(|info| info.schema.as_ref());
+    let Some(compiled) = compiled else { return Ok(()) };
     let mut violations = Violations::new();
     match serde_json::from_slice(&new.data) {
         Ok(payload) => {
-            for error in schema.iter_errors(&payload) {
+            for error in compiled.iter_errors(&payload).take(schema::MAX_VIOLATIONS) {
                 let path = error.instance_path().to_string();
                 violations
                     .add(format!("data{}", path.replace('/', ".")), error.masked().to_string());

@@ -13,6 +13,7 @@ use sea_orm::ConnectionTrait;
 use crate::domain::event_type::EventType;
 use crate::domain::id::{SubscriptionId, TenantId};
 use crate::domain::retry::RetryPolicy;
+use crate::domain::schema;
 use crate::domain::subscription::Subscription;
 use crate::domain::tenant::Tenant;
 
@@ -207,8 +208,7 @@ fn compile(types: Vec<EventType>) -> Types {
     let info = |event_type: EventType| {
         let schema = Some(&event_type.spec.json_schema)
             .filter(|schema| !schema.is_empty())
-            .and_then(|schema| serde_json::from_str(schema).ok())
-            .and_then(|schema| jsonschema::validator_for(&schema).ok());
+            .and_then(|schema| schema::compile(schema).ok());
         (event_type.spec.name.clone(), Arc::new(TypeInfo { event_type, schema }))
     };
     types.into_iter().map(info).collect()

@@ -71,42 +71,12 @@ on_both! {
         // Field 5, data_json: a string of one byte that is not UTF-8; and a truncated message.
         let not_utf8 = [[0x0a, 30].as_slice(), tenant.id.as_bytes(), &[0x2a, 1, 0xff]].concat();
         for message in [not_utf8, vec![0x0a, 200, 1]] {
-            let refused = raw_emit(&app, &message).await;
+            let refused = app.raw_emit(&message, &[]).await;
             assert_eq!(explain(&refused), (Code::InvalidArgument, "MALFORMED_REQUEST".into(), vec![]));
         }
         assert_eq!(events_of(&app, &tenant.id).await, 0);
         app.stop().await;
     }
-}
-
-async fn raw_emit(app: &App, message: &[u8]) -> tonic::Status {
-    use http_body_util::{BodyExt, Full};
-    // By hand over HTTP/2: five bytes of frame, then the message.
-    let frame =
-        [&[0][..], &u32::try_from(message.len()).expect("small").to_be_bytes(), message].concat();
-    let stream = tokio::net::TcpStream::connect(app.running.grpc_addr()).await.expect("connected");
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let io = hyper_util::rt::TokioIo::new(stream);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
-    let connection = tokio::spawn(connection);
-    let request = hyper::Request::post(format!("{}/tidings.v1.EventService/Emit", app.endpoint()))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("authorization", format!("Bearer {}", app.operator_key))
-        .body(Full::new(bytes::Bytes::from(frame)))
-        .expect("a request");
-    let response = sender.send_request(request).await.expect("answered");
-    let headers = response.headers().clone();
-    let status = tonic::Status::from_header_map(&headers);
-    let status = if let Some(status) = status {
-        status
-    } else {
-        let body = response.into_body().collect().await.expect("a body");
-        tonic::Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
-    };
-    connection.abort();
-    status
 }
 
 on_both! {

@@ -4,6 +4,7 @@ use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
 use crate::domain::Violations;
 use crate::domain::event_type::{ChannelKind, EventType, EventTypeSpec, Status};
+use crate::domain::schema;
 
 use super::{retry, timestamp_to_proto};
 
@@ -170,22 +171,14 @@ pub(crate) fn event_type_to_proto(event_type: EventType) -> pb::EventType {
     }
 }
 
-/// Notes in `violations` when `schema` is no JSON Schema that payloads can be held against. It may
-/// refer to itself, never to another document: nothing is fetched.
+/// Notes in `violations` when `schema` is no JSON Schema that payloads can be held against.
 pub(crate) fn check_schema(schema: &str, violations: &mut Violations) {
     const FIELD: &str = "event_type.json_schema";
     if schema.is_empty() {
         return;
     }
-    let document: serde_json::Value = match serde_json::from_str(schema) {
-        Ok(document) => document,
-        Err(error) => return violations.add(FIELD, format!("must be JSON: {error}")),
-    };
-    if let Err(error) = jsonschema::validator_for(&document) {
-        violations.add(
-            FIELD,
-            format!("must be a JSON Schema without references to other documents: {error}"),
-        );
+    if let Err(error) = schema::compile(schema) {
+        violations.add(FIELD, error);
     }
 }
 
@@ -201,12 +194,9 @@ mod tests {
 
     #[test]
     fn schemas_are_checked_and_fetch_nothing() {
-        for schema in [
-            "",
-            "true",
-            "{}",
-            r##"{"$defs":{"a":{"type":"string"}},"properties":{"a":{"$ref":"#/$defs/a"}}}"##,
-        ] {
+        for schema in
+            ["", "true", "{}", r#"{"properties":{"a":{"type":"string","pattern":"^[a-z]+$"}}}"#]
+        {
             assert!(schema_is_fine(schema), "{schema}");
         }
         for schema in [

@@ -271,6 +271,42 @@ impl App {
         format!("http://{}", self.running.grpc_addr())
     }
 
+    /// Emits by hand over HTTP/2, with more headers: what no client library would send.
+    pub(crate) async fn raw_emit(&self, message: &[u8], headers: &[(&str, &str)]) -> Status {
+        use http_body_util::{BodyExt, Full};
+        // Five bytes of frame, then the message.
+        let frame =
+            [&[0][..], &u32::try_from(message.len()).expect("small").to_be_bytes(), message]
+                .concat();
+        let stream =
+            tokio::net::TcpStream::connect(self.running.grpc_addr()).await.expect("connected");
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, io).await.expect("HTTP/2");
+        let connection = tokio::spawn(connection);
+        let mut request =
+            hyper::Request::post(format!("{}/tidings.v1.EventService/Emit", self.endpoint()))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .header("authorization", format!("Bearer {}", self.operator_key));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(bytes::Bytes::from(frame))).expect("a request");
+        let response = sender.send_request(request).await.expect("answered");
+        let headers = response.headers().clone();
+        let status = Status::from_header_map(&headers);
+        let status = if let Some(status) = status {
+            status
+        } else {
+            let body = response.into_body().collect().await.expect("a body");
+            Status::from_header_map(body.trailers().expect("trailers")).expect("a status")
+        };
+        connection.abort();
+        status
+    }
+
     /// Stops the service gracefully and gives the database back.
     pub(crate) async fn stop(self) -> Database {
         self.running.stop().await;
