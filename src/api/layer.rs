@@ -145,6 +145,8 @@ fn explained(response: Response<Body>) -> Response<Body> {
         return response;
     }
     match Status::from_header_map(response.headers()) {
+        // Not ours: the health service's word for a service that it does not know.
+        Some(status) if status.code() == tonic::Code::NotFound => response,
         Some(status) if status.code() != tonic::Code::Ok => {
             Status::from(status::of_transport(status.code(), status.message())).into_http()
         }

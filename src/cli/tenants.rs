@@ -19,7 +19,7 @@ Examples (with an operator key):
   tidings tenants create --display-name 'Acme GmbH' --environment production --account-id 42
   tidings tenants create --display-name Beta --json | jq -r .tenant.id
   tidings tenants list
-  tidings tenants update ten_01k… --webhook-url https://hooks.acme.example/tidings
+  tidings tenants update ten_01k… --webhook-url https://hooks.company.com/tidings
   tidings tenants update ten_01k… --clear retry_policy
   tidings tenants delete ten_01k… --force
 

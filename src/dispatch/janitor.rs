@@ -11,6 +11,7 @@ use crate::domain::Clock;
 use crate::store::Error;
 
 use super::Shared;
+use super::queue::Queue;
 
 /// How often the chores are done when nothing wakes the janitor.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -18,16 +19,23 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const RARELY: u32 = 5;
 /// How often old rows are removed.
 const PURGE_INTERVAL: Duration = Duration::from_mins(10);
+/// A lease that this node does not know of after this long was made by a commit whose confirmation
+/// was lost, or belongs to a manual attempt that was broken off. Longer than any manual attempt.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(45);
 /// Rows that one statement changes at most.
 const BATCH: u32 = 500;
 /// Up to how many waiting deliveries are counted for the metric.
 const MAX_COUNTED: u32 = 100_000;
 
 /// Does the chores until it is stopped.
-pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> &'static str {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    queue: Queue,
+    stop: CancellationToken,
+) -> &'static str {
     let mut round = 0_u32;
     while !stop.is_cancelled() {
-        if let Err(error) = chores(&shared, round.is_multiple_of(RARELY)).await {
+        if let Err(error) = chores(&shared, &queue, round.is_multiple_of(RARELY)).await {
             tracing::warn!(%error, "a chore failed; trying again");
         }
         round = round.wrapping_add(1);
@@ -40,7 +48,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) -> &'stati
     std::future::pending().await
 }
 
-async fn chores(shared: &Shared, with_rare: bool) -> Result<(), Error> {
+async fn chores(shared: &Shared, queue: &Queue, with_rare: bool) -> Result<(), Error> {
     let store = &shared.store;
     let mut has_due = false;
     if with_rare {
@@ -52,9 +60,21 @@ async fn chores(shared: &Shared, with_rare: bool) -> Result<(), Error> {
             tracing::info!(deliveries = taken, "took over deliveries of nodes that fell silent");
             has_due = true;
         }
+        let now = shared.clock.now();
+        let known = |delivery| queue.holds(delivery);
+        let released = store
+            .release_unknown(shared.lease.node(), now.minus(FORGOTTEN_AFTER), known, now)
+            .await?;
+        if released.count > 0 {
+            tracing::warn!(
+                deliveries = released.count,
+                "leases that this node had no use for were given back"
+            );
+            has_due = true;
+        }
         let mut after = None;
         loop {
-            after = store.unsettle_stragglers(after, BATCH).await?;
+            after = store.unsettle_stragglers(after, now, BATCH).await?;
             if after.is_none() {
                 break;
             }

@@ -171,7 +171,7 @@ impl Dispatch {
         tasks.spawn(recorder::run(Arc::clone(&shared), results));
         tasks.spawn(lease::keep(Arc::clone(&shared), recording.clone()));
         tasks.spawn(claimer::run(Arc::clone(&shared), queue.clone(), claiming.clone()));
-        tasks.spawn(janitor::run(Arc::clone(&shared), claiming.clone()));
+        tasks.spawn(janitor::run(Arc::clone(&shared), queue.clone(), claiming.clone()));
         tasks.spawn(janitor::purge(Arc::clone(&shared), claiming.clone()));
         Ok(Self { shared, queue, tasks, claiming, recording, recorder })
     }

@@ -5,7 +5,7 @@
 //! endpoint fills its own lane and no other. Even when the node is full a lane may have a few
 //! deliveries, so that many slow endpoints cannot lock out a good one.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::domain::channel::{Channel, DEFAULT_MAX_IN_FLIGHT};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::id::SubscriptionId;
+use crate::domain::id::{DeliveryId, SubscriptionId};
 use crate::domain::subscription::Subscription;
 use crate::domain::{Clock, Timestamp};
 use crate::store::{Catalog, SettingsSeen};
@@ -49,6 +49,8 @@ pub struct Job {
 pub struct Permit {
     queue: Weak<Inner>,
     subscription: SubscriptionId,
+    /// The delivery that has the place, once there is one.
+    delivery: Option<DeliveryId>,
 }
 
 impl Drop for Permit {
@@ -56,6 +58,9 @@ impl Drop for Permit {
         let Some(queue) = self.queue.upgrade() else { return };
         let mut lanes = queue.lock();
         lanes.held -= 1;
+        if let Some(delivery) = self.delivery {
+            lanes.deliveries.remove(&delivery);
+        }
         if let Some(lane) = lanes.by_subscription.get_mut(&self.subscription) {
             lane.held -= 1;
             if lane.is_over() {
@@ -93,6 +98,8 @@ impl Lane {
 #[derive(Default)]
 struct Lanes {
     by_subscription: HashMap<SubscriptionId, Lane>,
+    /// Which deliveries have a place.
+    deliveries: HashSet<DeliveryId>,
     held: usize,
     is_closed: bool,
 }
@@ -168,11 +175,13 @@ impl Queue {
         }
         lanes.held += granted;
         drop(lanes);
-        (0..granted).map(|_| Permit { queue: Arc::downgrade(&self.0), subscription: id }).collect()
+        (0..granted)
+            .map(|_| Permit { queue: Arc::downgrade(&self.0), subscription: id, delivery: None })
+            .collect()
     }
 
     /// Takes over a leased delivery. It is attempted as soon as its lane allows.
-    pub fn push(&self, job: Job) {
+    pub fn push(&self, mut job: Job) {
         let id = job.delivery.subscription_id;
         let limit = max_in_flight(job.catalog.subscription(id).map(AsRef::as_ref));
         let mut lanes = self.0.lock();
@@ -181,6 +190,8 @@ impl Queue {
             drop(lanes);
             return;
         }
+        job.permit.delivery = Some(job.delivery.id);
+        lanes.deliveries.insert(job.delivery.id);
         let lane = lanes.by_subscription.entry(id).or_default();
         if lane.active >= limit {
             lane.waiting.push_back(job);
@@ -252,6 +263,11 @@ impl Queue {
         self.0.lock().by_subscription.retain(|_, lane| {
             !lane.is_idle() || lane.next_start.is_some_and(|next_start| next_start > now)
         });
+    }
+
+    /// Whether a delivery has a place.
+    pub(super) fn holds(&self, delivery: DeliveryId) -> bool {
+        self.0.lock().deliveries.contains(&delivery)
     }
 
     /// How many deliveries are held.

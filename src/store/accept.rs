@@ -95,7 +95,10 @@ impl AcceptTx<'_> {
             ],
             keys.len(),
         );
-        for key in keys {
+        // One order for all transactions: two that take the same keys wait, but never in a circle.
+        let mut ordered: Vec<_> = keys.iter().collect();
+        ordered.sort_unstable_by_key(|key| (key.tenant_id, &key.key));
+        for key in ordered {
             rows.push([
                 text(key.tenant_id.as_str()),
                 text(&key.key),

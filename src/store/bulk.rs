@@ -51,6 +51,10 @@ impl<const N: usize> Rows<N> {
         Self { dialect, columns, values: Vec::with_capacity(capacity) }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     pub(super) fn push(&mut self, row: [Value; N]) {
         self.values.push(row);
     }

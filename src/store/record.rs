@@ -275,6 +275,49 @@ impl Store {
         Ok(Release { count: changed.len() })
     }
 
+    /// Gives back what `node` has leased since before `older_than` and no longer knows of: a commit
+    /// that took effect without its confirmation, for example. `is_known` says what it knows.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn release_unknown(
+        &self,
+        node: NodeId,
+        older_than: Timestamp,
+        is_known: impl Fn(DeliveryId) -> bool,
+        now: Timestamp,
+    ) -> Result<Release, Error> {
+        let sql = "SELECT tenant_id, id, revision FROM deliveries
+            WHERE lease_node = $1 AND state = 2 AND update_time < $2";
+        let values = vec![text(node.as_str()), bigint(older_than.as_micros())];
+        let leased = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
+        let columns = [("tenant_id", Type::Text), ("id", Type::Text), ("revision", Type::BigInt)];
+        let mut rows = Rows::new(self.dialect, columns, 0);
+        for row in &leased {
+            let id: String = row.try_get_by_index(1)?;
+            if !is_known(super::rows::id(&id)?) {
+                let tenant_id: String = row.try_get_by_index(0)?;
+                rows.push([text(tenant_id), text(id), bigint(row.try_get_by_index(2)?)]);
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Release::default());
+        }
+        let transaction = self.dialect.begin(&self.write).await?;
+        let sql = " UPDATE deliveries SET state = 1, next_attempt_time = $1, lease_node = NULL,
+                revision = revision + 1, update_time = $1
+            WHERE (tenant_id, id, revision) IN (SELECT tenant_id, id, revision FROM r) RETURNING *";
+        let changed = rows.query(&transaction, sql, &[bigint(now.as_micros())]).await?;
+        let mut deliveries: Vec<Delivery> = Vec::with_capacity(changed.len());
+        for row in &changed {
+            deliveries.push(delivery::Model::from_query_result(row, "")?.try_into()?);
+        }
+        self.tell(&transaction, deliveries.iter(), now).await?;
+        transaction.commit().await?;
+        self.wakes.wake();
+        Ok(Release { count: deliveries.len() })
+    }
+
     /// Runs one UPDATE that returns whole deliveries, tells the feed, and commits.
     pub(super) async fn change(
         &self,

@@ -47,7 +47,12 @@ impl Store {
             (Some(_), _) => {
                 ("state IN (1, 8)", "state = 5, failure_reason = $5, next_attempt_time = NULL")
             }
-            (None, 1) => ("state = 8", "state = 1, next_attempt_time = $3"),
+            (None, 1) => (
+                "state = 8",
+                "state = 1, next_attempt_time = (SELECT CASE
+                    WHEN e.deliver_time > $3 THEN e.deliver_time ELSE $3 END FROM events e
+                    WHERE e.tenant_id = deliveries.tenant_id AND e.id = deliveries.event_id)",
+            ),
             (None, _) => ("state = 1", "state = 8, next_attempt_time = NULL"),
         };
         let mut values = vec![
@@ -91,7 +96,8 @@ impl Store {
     }
 
     /// Finds held deliveries whose subscription is active, and has them released: an Emit that
-    /// read the subscription before it was resumed may have committed after the release. Looks at
+    /// read the subscription before it was resumed may have committed after the release. Those of a
+    /// subscription that is gone are canceled. Looks at
     /// `limit` subscriptions with held deliveries, from behind `after`, and returns the last one
     /// when there may be more.
     ///
@@ -100,6 +106,7 @@ impl Store {
     pub async fn unsettle_stragglers(
         &self,
         after: Option<SubscriptionRef>,
+        now: Timestamp,
         limit: u32,
     ) -> Result<Option<SubscriptionRef>, Error> {
         let (tenant, subscription) =
@@ -111,20 +118,55 @@ impl Store {
         );
         let held =
             references(&self.read.query_all_raw(self.dialect.statement(sql, values)).await?)?;
-        if !held.is_empty() {
-            let transaction = self.dialect.begin(&self.write).await?;
-            let columns = [("tenant_id", Type::Text), ("id", Type::Text)];
-            let mut rows = Rows::new(self.dialect, columns, held.len());
-            for subscription in &held {
-                rows.push([text(subscription.tenant_id.as_str()), text(subscription.id.as_str())]);
-            }
-            let sql = " UPDATE subscriptions SET settled = 0 FROM r
-                WHERE subscriptions.tenant_id = r.tenant_id AND subscriptions.id = r.id
-                  AND state = 1 AND settled = 1 AND delete_time IS NULL";
-            rows.execute(&transaction, sql, &[]).await?;
-            transaction.commit().await?;
+        if held.is_empty() {
+            return Ok(None);
+        }
+        let transaction = self.dialect.begin(&self.write).await?;
+        let sql = " UPDATE subscriptions SET settled = 0 FROM r
+            WHERE subscriptions.tenant_id = r.tenant_id AND subscriptions.id = r.id
+              AND state = 1 AND settled = 1 AND delete_time IS NULL";
+        self.rows_of(&held).execute(&transaction, sql, &[]).await?;
+        let sql = " SELECT r.tenant_id, r.id FROM r
+            LEFT JOIN subscriptions s ON s.tenant_id = r.tenant_id AND s.id = r.id
+            WHERE s.id IS NULL";
+        let orphans = references(&self.rows_of(&held).query(&transaction, sql, &[]).await?)?;
+        transaction.commit().await?;
+        for orphan in orphans {
+            self.cancel_held(orphan, now, limit).await?;
         }
         Ok(held.last().copied().filter(|_| held.len() >= limit as usize))
+    }
+
+    fn rows_of(&self, subscriptions: &[SubscriptionRef]) -> Rows<2> {
+        let columns = [("tenant_id", Type::Text), ("id", Type::Text)];
+        let mut rows = Rows::new(self.dialect, columns, subscriptions.len());
+        for subscription in subscriptions {
+            rows.push([text(subscription.tenant_id.as_str()), text(subscription.id.as_str())]);
+        }
+        rows
+    }
+
+    /// Cancels held deliveries of a subscription that is gone.
+    async fn cancel_held(
+        &self,
+        of: SubscriptionRef,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<(), Error> {
+        let sql = "UPDATE deliveries SET state = 5, failure_reason = $5, revision = revision + 1, update_time = $3
+            WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
+                WHERE tenant_id = $1 AND subscription_id = $2 AND state = 8 LIMIT $4)
+              AND state = 8
+            RETURNING *";
+        let values = vec![
+            text(of.tenant_id.as_str()),
+            text(of.id.as_str()),
+            bigint(now.as_micros()),
+            bigint(i64::from(limit)),
+            int(i32::from(FailureReason::SubscriptionDeleted.code())),
+        ];
+        self.change(sql, values, now).await?;
+        Ok(())
     }
 
     /// Ends at most `limit` waiting deliveries whose event has expired.

@@ -14,6 +14,7 @@ mod deliver;
 mod durability;
 mod emit;
 mod feed_order;
+mod foreign;
 mod observe;
 mod plans;
 mod store;

@@ -1,7 +1,7 @@
 //! The hot queries read what they need by an index, however large the tables grow: each one's plan
 //! is asked for on both databases, with rows in the tables.
 
-use sea_orm::{ConnectionTrait, Database as SeaDatabase, DbBackend, Statement};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database as SeaDatabase, DbBackend, Statement};
 
 use crate::support::Database;
 use crate::support::make::Maker;
@@ -61,7 +61,10 @@ on_both! {
         maker.deliveries(&store, &subscription, 500, maker.node(now), false, now).await;
         maker.deliveries(&store, &subscription, 500, maker.node(now), true, now).await;
 
-        let connection = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
+        // One connection: the setting below belongs to it.
+        let mut options = ConnectOptions::new(&database.config.database_url);
+        options.max_connections(1);
+        let connection = SeaDatabase::connect(options).await.expect("connected");
         let backend = connection.get_database_backend();
         if backend == DbBackend::Postgres {
             connection.execute_unprepared("ANALYZE").await.expect("analyzed");

@@ -149,11 +149,11 @@ on_both! {
         transaction.insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now).await.expect("inserted");
         transaction.commit().await.expect("committed");
 
-        assert_eq!(store.unsettle_stragglers(None, 100).await.expect("looked"), None);
+        assert_eq!(store.unsettle_stragglers(None, now, 100).await.expect("looked"), None);
         assert_eq!(store.unsettled(10).await.expect("listed").len(), 1);
         assert_eq!(store.settle(tenant.id, subscription.id, now, 100).await.expect("settled"), 1);
         assert_eq!(state(&store, &held).await, State::Scheduled);
-        store.unsettle_stragglers(None, 100).await.expect("looked");
+        store.unsettle_stragglers(None, now, 100).await.expect("looked");
         assert!(store.unsettled(10).await.expect("listed").is_empty());
     }
 }
@@ -235,5 +235,69 @@ on_both! {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(store.renew_node(node, ttl).await.expect("answered"), Update::Stale);
+    }
+}
+
+on_both! {
+    async fn a_delivery_held_for_a_subscription_that_is_gone_is_canceled(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(10));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        store.delete_subscription(tenant.id, subscription.id, None, now).await.expect("deleted");
+        assert_eq!(store.settle(tenant.id, subscription.id, now, 100).await.expect("settled"), 0);
+        let event = maker.event(tenant.id, now);
+        let mut held = maker.delivery(&event, subscription.id, false);
+        (held.state, held.next_attempt_time) = (State::Held, None);
+        let transaction = store.begin_accept().await.expect("begun");
+        transaction
+            .insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now)
+            .await
+            .expect("inserted");
+        transaction.commit().await.expect("committed");
+        store.unsettle_stragglers(None, now, 100).await.expect("looked");
+        assert_eq!(state(&store, &held).await, State::Canceled);
+    }
+}
+
+on_both! {
+    async fn a_lease_that_its_own_node_does_not_know_is_given_back(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(11));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let leased = maker.deliveries(&store, &subscription, 3, node, true, now).await;
+        let later = now.plus(Duration::from_mins(1));
+        let known = |id| id == leased[0].id;
+        let early = store.release_unknown(node, now, known, later).await.expect("looked");
+        assert_eq!(early.count, 0, "a lease that is fresh may be on its way to memory");
+        let released = store.release_unknown(node, later, known, later).await.expect("released");
+        assert_eq!(released.count, 2);
+        assert_eq!(state(&store, &leased[0]).await, State::Delivering);
+        assert_eq!(state(&store, &leased[1]).await, State::Scheduled);
+    }
+}
+
+on_both! {
+    async fn a_pause_does_not_bring_a_delivery_forward(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(12));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let mut event = maker.event(tenant.id, now);
+        let later = now.plus(Duration::from_hours(1));
+        event.deliver_time = Some(later);
+        let mut held = maker.delivery(&event, subscription.id, false);
+        (held.state, held.next_attempt_time) = (State::Held, None);
+        let transaction = store.begin_accept().await.expect("begun");
+        transaction
+            .insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now)
+            .await
+            .expect("inserted");
+        transaction.commit().await.expect("committed");
+        assert_eq!(store.settle(tenant.id, subscription.id, now, 100).await.expect("settled"), 1);
+        let released = store.delivery(tenant.id, held.id).await.expect("read").expect("there");
+        assert_eq!(released.next_attempt_time, Some(later));
     }
 }

@@ -23,8 +23,8 @@ use crate::api::proto::{
 
 const EXAMPLES: &str = "\
 Examples:
-  tidings subscriptions create --url https://hooks.acme.example/tidings --event-type 'billing.*'
-  tidings subscriptions create --url https://old.example/hook -t run_failed \\
+  tidings subscriptions create --url https://hooks.company.com/tidings --event-type 'billing.*'
+  tidings subscriptions create --url https://old.company.com/hook -t run_failed \\
       --format flat --signature hmac-sha256-hex --max-retries 0
   tidings subscriptions test sub_01k…           sends a signed ping and shows what came back
   tidings subscriptions list --state disabled
@@ -38,10 +38,10 @@ receiver that verifies it.";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  tidings subscriptions create --url https://hooks.acme.example/tidings -t 'billing.*' -t user.created
+  tidings subscriptions create --url https://hooks.company.com/tidings -t 'billing.*' -t user.created
   tidings subscriptions create --url http://127.0.0.1:9000/ -t '*' --retry-schedule 1s,5s,30s
   tidings subscriptions create -t '*'           to the tenant's own webhook URL
-  tidings subscriptions create --url https://old.example/hook?token=… -t run_failed \\
+  tidings subscriptions create --url https://old.company.com/hook?token=… -t run_failed \\
       --format flat --signature none --max-retries 0 --header 'X-Team: ops'
 
 Receivers check the signature with a library of https://www.standardwebhooks.com, or compare \
