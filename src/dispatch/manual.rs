@@ -49,6 +49,9 @@ pub enum ManualError {
     /// The delivery is under way, or held.
     #[error("the delivery is {}", .0.as_str())]
     NotRetryable(State),
+    /// The attempt was broken off.
+    #[error("the attempt was broken off")]
+    BrokenOff,
     /// The database did not take it.
     #[error(transparent)]
     Store(#[from] Error),
@@ -59,7 +62,8 @@ impl ManualAttempts {
         Self { shared }
     }
 
-    /// Makes one attempt of a delivery that waits for a retry or has ended.
+    /// Makes one attempt of a delivery that waits for a retry or has ended. Once begun, it is ended
+    /// and recorded even if nobody waits for it any more.
     ///
     /// # Errors
     /// When there is nothing to attempt.
@@ -68,6 +72,13 @@ impl ManualAttempts {
         tenant_id: TenantId,
         id: DeliveryId,
     ) -> Result<ManualResult, ManualError> {
+        let attempts = self.clone();
+        let made = self.shared.manual.spawn(async move { attempts.make(tenant_id, id).await });
+        // It ends early only when it panicked, which has been reported, or with the process.
+        made.await.unwrap_or(Err(ManualError::BrokenOff))
+    }
+
+    async fn make(&self, tenant_id: TenantId, id: DeliveryId) -> Result<ManualResult, ManualError> {
         let shared = &self.shared;
         let catalog = self.catalog(tenant_id).await?;
         let now = shared.clock.now();

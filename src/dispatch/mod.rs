@@ -36,6 +36,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::channel::Channels;
 use crate::domain::Clock;
@@ -105,6 +106,8 @@ struct Shared {
     random: Mutex<StdRng>,
     lease: Lease,
     metrics: Metrics,
+    /// Manual attempts under way.
+    manual: TaskTracker,
     /// Wakes the claimer.
     due: Notify,
     /// Wakes the janitor.
@@ -158,6 +161,7 @@ impl Dispatch {
             random: Mutex::new(random),
             lease,
             metrics,
+            manual: TaskTracker::new(),
             due: Notify::new(),
             chores: Notify::new(),
             config,
@@ -214,7 +218,9 @@ impl Dispatch {
     pub async fn drain(mut self, deadline: Instant) -> Drained {
         self.stop_claiming();
         // What is not over by then is given back below; its result is fenced.
-        let _ = tokio::time::timeout_at(deadline, self.queue.idle()).await;
+        self.shared.manual.close();
+        let idle = async { tokio::join!(self.queue.idle(), self.shared.manual.wait()) };
+        let _ = tokio::time::timeout_at(deadline, idle).await;
         self.queue.abort();
         self.recorder.close();
         let _ = tokio::time::timeout_at(deadline, self.recorder.drained()).await;

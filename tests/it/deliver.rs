@@ -438,3 +438,34 @@ on_both! {
         app.stop().await;
     }
 }
+
+on_both! {
+    /// Whoever asked for a manual attempt goes away while it runs: it is recorded all the same, and the
+    /// delivery waits on as before.
+    async fn a_manual_attempt_is_recorded_even_if_nobody_waits(database: Database) {
+        let app = App::start(database).await;
+        let receiver = Receiver::scripted(|_, _| Reply::status(500).after(Duration::from_millis(600))).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let webhook = proto::WebhookChannel { url: receiver.url(), ..Default::default() };
+        app.operator.subscribe_with(&tenant.id, &["*"], webhook, None).await;
+        let later = std::time::SystemTime::now() + Duration::from_hours(1);
+        let request = proto::EmitRequest {
+            deliver_time: Some(later.into()),
+            ..emit_request(&tenant.id, "user.created", "{}")
+        };
+        let emitted = app.operator.events().emit(request).await.expect("accepted").into_inner();
+        let delivery = app.operator.deliveries_of(&tenant.id, &emitted.event_id).await.remove(0);
+        let retry = proto::RetryDeliveryRequest {
+            tenant_id: tenant.id.clone(),
+            delivery_id: delivery.id.clone(),
+        };
+        let mut client = app.operator.deliveries();
+        let call = tokio::time::timeout(Duration::from_millis(200), client.retry_delivery(retry)).await;
+        assert!(call.is_err(), "the caller went away");
+        let after =
+            app.operator.wait_for_state(&tenant.id, &emitted.event_id, DeliveryState::Scheduled).await;
+        assert_eq!(after.attempt_count, 1);
+        assert_eq!(after.next_attempt_time, delivery.next_attempt_time);
+        app.stop().await;
+    }
+}
