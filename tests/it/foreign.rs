@@ -547,9 +547,10 @@ on_both! {
 
 on_both! {
     async fn the_python_example_fails_and_says_why(database: Database) {
+        // Without this permission the service does not call a receiver on the loopback.
         let options = tidings::config::Options { allow_cidrs: vec![], ..crate::support::app::options(&database) };
         let app = App::start_with(database, &options).await;
-        let cases = [("", "TIDINGS_API_KEY is not set"), ("wrong", "UNAUTHENTICATED"), (&app.operator_key, "url")];
+        let cases = [("", "TIDINGS_API_KEY is not set"), ("wrong", "UNAUTHENTICATED"), (&app.operator_key, "FAILED")];
         for (key, reason) in cases {
             let output = run_the_example(&app, key).await;
             let stderr = String::from_utf8(output.stderr).expect("UTF-8");
