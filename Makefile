@@ -4,11 +4,15 @@
 #   TEST_ARGS     further arguments of `cargo test`
 #   CARGO         the cargo to use
 #   CARGO_FLAGS   flags of every cargo command; CI sets --locked
+#   BENCH_ARGS    arguments of `make bench` and `make profile`; `--help` lists them
+#   FAULT_SECONDS how long things break in each run of `make faults`; 60 by default
 #   BUF_AGAINST   the commit that the protos are compared with
 
 CARGO ?= cargo
 CARGO_FLAGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
+FAULT_SECONDS ?= 60
 export CARGO CARGO_FLAGS
 
 # Where the tests find the programs that share no code with Tidings (see tests/foreign).
@@ -16,6 +20,7 @@ TOOLS := $(CURDIR)/.tools
 export TIDINGS_TEST_PYTHON := $(TOOLS)/python/bin/python
 export TIDINGS_TEST_NODE_PATH := $(TOOLS)/node/node_modules
 export TIDINGS_TEST_GO_RECEIVER := $(TOOLS)/bin/go_receiver
+export TIDINGS_TEST_GO_VERIFY := $(TOOLS)/bin/go_verify
 
 .DEFAULT_GOAL := help
 
@@ -27,6 +32,22 @@ help: ## List the targets
 .PHONY: test
 test: tools ## Install what is missing, then run every test on SQLite and on a PostgreSQL of its own
 	scripts/with-postgres $(CARGO) test --workspace --all-features $(CARGO_FLAGS) $(TEST_ARGS)
+
+.PHONY: faults
+faults: ## Break the service under load, in every way of docs/faults.md, and report
+	@scripts/install-tools postgres
+	TIDINGS_TEST_FAULT_SECONDS=$(FAULT_SECONDS) scripts/with-postgres \
+		$(CARGO) test --all-features --test it $(CARGO_FLAGS) -- faults:: --nocapture --test-threads=1
+
+.PHONY: bench
+bench: ## Measure rates, latencies, cost and memory on this machine into docs/benchmarks
+	@scripts/install-tools postgres
+	scripts/with-postgres $(CARGO) bench --bench throughput $(CARGO_FLAGS) -- $(BENCH_ARGS)
+
+.PHONY: profile
+profile: ## Profile the service under W1 (or BENCH_ARGS) with perf into target/profile
+	@scripts/install-tools postgres
+	scripts/profile $(BENCH_ARGS)
 
 .PHONY: check
 check: ## Run all that CI runs, in its order

@@ -6,6 +6,7 @@
 
 mod attempts;
 mod engine;
+mod files;
 mod health;
 mod lock;
 pub mod random;
@@ -21,14 +22,15 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{self, Instant};
 
-use crate::channel::webhook;
+use crate::api;
+use crate::channel::{email, webhook};
 use crate::dispatch::Dispatch;
 use crate::feed::Feed;
 use crate::intake::Intake;
 use crate::shutdown::Stages;
 use crate::store::{self, Store};
 use crate::telemetry::{self, traces};
-use crate::web::{self, Readiness};
+use crate::web::{self, Mail, Readiness};
 
 pub use crate::config::Config;
 pub use lock::DatabaseLock;
@@ -43,8 +45,13 @@ pub enum Error {
     #[error(transparent)]
     Store(#[from] store::Error),
     /// Another process serves the database file.
-    #[error("{} is in use by another tidings", .0.display())]
-    Locked(PathBuf),
+    #[error("{} is in use by another tidings{}", database.display(), process(*.holder))]
+    Locked {
+        /// The database file.
+        database: PathBuf,
+        /// The process that has it, as far as the lock file says.
+        holder: Option<u32>,
+    },
     /// The lock cannot be taken for another reason.
     #[error("{} cannot be locked: {source}", path.display())]
     Lock {
@@ -63,15 +70,28 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// The gRPC server cannot be made from its options.
+    #[error(transparent)]
+    Grpc(#[from] api::Error),
     /// The client for webhooks cannot be made from its options.
     #[error("webhooks cannot be sent: {0}")]
     Webhook(#[from] webhook::ConfigError),
+    /// Who may report bounces cannot be told from the options.
+    #[error(transparent)]
+    Bounces(#[from] web::mail::Error),
+    /// Mail cannot be sent as configured.
+    #[error("mail cannot be sent as configured")]
+    Email(#[from] email::ConfigError),
     /// The exporter of traces cannot be made from its options.
     #[error(transparent)]
     Traces(#[from] telemetry::Error),
     /// The operating system gives no randomness.
     #[error("the operating system gives no randomness: {0}")]
     Random(String),
+}
+
+fn process(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |id| format!(", process {id}"))
 }
 
 /// The running service. Dropping it ends everything at once; [`Running::stop`] does so gracefully.
@@ -104,18 +124,24 @@ const READINESS: &str = "the readiness check";
 /// # Errors
 /// When it cannot start. Nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, Error> {
-    let lock = DatabaseLock::take(&config.store)?;
+    let lock = DatabaseLock::wait(&config.store, |locked| {
+        tracing::warn!("waiting for the database file: {locked}");
+    });
+    let lock = lock.await?;
     let store = engine::open(&config.store).await?;
     let (grpc_listener, grpc_addr) = listen("--grpc-addr", config.grpc_addr).await?;
     let (http_listener, http_addr) = listen("--http-addr", config.http_addr).await?;
-    engine::announce_exceptions(&config.webhook);
+    engine::announce_exceptions(&config);
+    files::raise_limit(config.dispatch.max_in_flight.saturating_add(config.api.max_connections));
 
     let mut registry = Registry::default();
     engine::register_build_info(&mut registry);
+    store.register_metrics(registry.sub_registry_with_prefix("tidings"));
     let (spans, exporter) = engine::spans(config.traces.as_ref(), &mut registry)?;
     let mut engine = Engine::start(&config, &store, &spans, &mut registry).await?;
     let (grpc, rest) = (Stages::new(), Stages::new());
-    let api = engine.api(&config, &store, &spans, grpc.soft_token());
+    let api = engine.api(&config, &store, &spans, grpc.soft_token())?;
+    let mail = Mail::new(&config.web_mail, store.clone(), Arc::clone(&engine.clock) as _)?;
     let health = Health::new(api.health());
     let Engine { dispatch, intake, feed, .. } = engine;
 
@@ -145,14 +171,18 @@ pub async fn start(config: Config) -> Result<Running, Error> {
             () = stages.hard() => {}
         }
     });
-    let facts = web::Facts { metrics: Arc::new(registry), readiness: running.health.subscribe() };
+    let facts = web::Facts {
+        metrics: Arc::new(registry),
+        readiness: running.health.subscribe(),
+        mail: Some(mail),
+    };
     running.spawn(HTTP, web::serve(http_listener, config.web, facts, running.rest.clone()));
     running.health.tell(Readiness::Ready).await;
     let follow = running.health.clone().follow(running.store.clone());
     running.spawn(READINESS, running.rest.clone().until_soft(follow));
     engine::hint_first_key(&running.store).await?;
     let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, grpc.addr = %grpc_addr, http.addr = %http_addr, "tidings is ready");
+    tracing::info!(version, node.id = %running.dispatch.queue().node(), grpc.addr = %grpc_addr, http.addr = %http_addr, "tidings is ready");
     Ok(running)
 }
 
@@ -180,6 +210,7 @@ impl Running {
             Some(ended) = self.tasks.join_next() => ended.unwrap_or("a server that panicked"),
             part = self.dispatch.failed() => part,
             () = self.intake.failed() => "the committer",
+            part = self.feed.failed() => part,
         }
     }
 
@@ -269,6 +300,7 @@ impl fmt::Display for Chain<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -310,11 +342,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_part_that_ends_by_itself_is_a_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut running = start(config(folder.path())).await.unwrap();
+        let early = time::timeout(Duration::from_millis(300), running.wait_failed()).await;
+        assert!(early.is_err(), "{early:?} ended by itself");
+        running.feed.break_down();
+        let failed = time::timeout(Duration::from_secs(5), running.wait_failed()).await.unwrap();
+        assert_eq!(failed, "the feed's broken part");
+        running.stop().await;
+    }
+
+    #[tokio::test]
     async fn a_file_is_served_once_and_an_address_too() {
         let folder = tempfile::tempdir().unwrap();
         let running = start(config(folder.path())).await.unwrap();
-        let error = start(config(folder.path())).await.err().unwrap();
-        assert!(matches!(error, Error::Locked(_)), "{error}");
+        // The next one waits for the file, and has it when the first one is gone.
+        let mut next = std::pin::pin!(start(config(folder.path())));
+        assert!(next.as_mut().now_or_never().is_none(), "the file is taken");
+        running.stop().await;
+        let running = next.await.unwrap();
         let other = tempfile::tempdir().unwrap();
         let taken = Config { grpc_addr: running.grpc_addr(), ..config(other.path()) };
         let error = start(taken).await.err().unwrap();

@@ -7,25 +7,31 @@
 
 mod flags;
 mod load;
+mod mail;
 mod options;
 mod reference;
+mod secret;
 mod setting;
+mod unknown;
 mod urls;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::channel::webhook;
+use crate::channel::{email, webhook};
 use crate::telemetry::traces;
 use crate::{api, dispatch, intake, store, web};
 
 pub use flags::{AllFlags, DatabaseFlags};
 pub use load::{Environment, Loaded, Origin};
+pub use mail::{Color, DnsName, Footer, LogoUrl, Rate};
 pub use options::Options;
 pub use reference::configuration_markdown;
+pub use secret::MasterKeyFile;
 pub use setting::Ratio;
-pub use urls::{DatabaseUrl, OtlpEndpoint};
+pub use urls::{DatabaseUrl, OtlpEndpoint, PublicUrl};
 
 /// The options are wrong: every problem, each with the option's name and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,6 +69,11 @@ pub struct Config {
     pub store: store::Config,
     /// Requests to receivers.
     pub webhook: webhook::Config,
+    /// Mail.
+    pub email: email::Config,
+    /// The program that makes attempts in a process of their own, for deliveries whose attempts may
+    /// bring down the process: this one. `None` for none.
+    pub program: Option<PathBuf>,
     /// Accepting events.
     pub intake: intake::Config,
     /// Delivering them.
@@ -71,6 +82,11 @@ pub struct Config {
     pub api: api::Config,
     /// The HTTP pages.
     pub web: web::Config,
+    /// Who may report bounces and complaints over HTTP.
+    pub web_mail: web::mail::Config,
+    /// Where recipients of mail reach the HTTP pages; the base of the links in messages. `None`:
+    /// messages have no such links.
+    pub public_url: Option<PublicUrl>,
     /// Where traces are sent, if anywhere.
     pub traces: Option<traces::Config>,
     /// How long a graceful stop may take.

@@ -19,6 +19,9 @@
 //!
 //! `ARCHITECTURE.md` has the map, the rules and the invariants.
 
+#[macro_use]
+pub mod failpoint;
+
 pub mod api;
 pub mod app;
 pub mod channel;

@@ -6,6 +6,8 @@ use clap::Parser;
 use tidings::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _armed = tidings::failpoint::arm();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,10 +1,19 @@
-//! HTTP: what operators and their tools ask for. `/healthz`, `/readyz`, `/metrics`.
+//! HTTP: what operators and their tools ask for (`/healthz`, `/readyz`, `/metrics`), the page by which
+//! recipients of mail unsubscribe (`/unsubscribe/…`), and where bounces are reported (`/bounces`).
 //!
-//! HTTP/1.1 and HTTP/2 without TLS, within limits: connections, headers, time. Bodies of requests
-//! are not read. Nothing here needs the database: readiness is decided elsewhere and only told.
+//! HTTP/1.1 and HTTP/2 without TLS, within limits: connections, headers, bodies, time. What operators
+//! ask for does not need the database: readiness is decided elsewhere and only told.
+//!
+//! Recipients and providers come from outside: what stands in front of this port lets them through to
+//! their paths alone.
 
+mod body;
+mod bounces;
+pub mod mail;
 mod pages;
+mod routes;
 mod server;
+mod unsubscribe;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +21,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
+pub use mail::Mail;
 pub use server::serve;
 
 /// Limits of the HTTP port.
@@ -58,4 +68,6 @@ pub struct Facts {
     pub metrics: Arc<Registry>,
     /// Whether the service is ready.
     pub readiness: watch::Receiver<Readiness>,
+    /// What requests about mail are answered with; `None` where there is no database.
+    pub mail: Option<Mail>,
 }

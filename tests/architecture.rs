@@ -11,8 +11,10 @@ const MAX_LINES: usize = 500;
 /// A module, and the modules of ours that it may name.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("domain", &[]),
-    ("store", &["domain"]),
-    ("channel", &["domain"]),
+    ("failpoint", &[]),
+    // Fail points: an error at one of them is the database's.
+    ("store", &["domain", "failpoint"]),
+    ("channel", &["domain", "failpoint"]),
     // Of dispatch, the queue's handle alone: see `intake_sees_only_the_queue`.
     ("intake", &["domain", "store", "dispatch"]),
     ("dispatch", &["domain", "store", "channel"]),
@@ -132,6 +134,20 @@ fn the_domain_does_no_io() {
         for name in OUTSIDE_DOMAIN {
             let used = code.contains(&format!("{name}::")) || code.contains(&format!("use {name}"));
             assert!(!used, "{} uses {name}", shown(&path));
+        }
+    }
+}
+
+/// What decides waits for nothing and locks nothing, so that a simulation can do it, too.
+#[test]
+fn the_engines_decisions_are_pure() {
+    let decisions = files("dispatch").into_iter().filter(|path| shown(path).contains("/decide/"));
+    let decisions: Vec<_> = decisions.collect();
+    assert!(decisions.len() > 4, "the decisions were not found");
+    for path in decisions {
+        let code = code(&path);
+        for word in OUTSIDE_DOMAIN.iter().chain(&["async ", "Mutex", "RwLock", "Clock"]) {
+            assert!(!code.contains(word), "{} uses {word}", shown(&path));
         }
     }
 }

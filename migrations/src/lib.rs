@@ -5,6 +5,12 @@
 
 mod dialect;
 mod m0001_initial;
+mod m0002_purge_indexes;
+mod m0003_attempt_timings;
+mod m0004_endpoint_health;
+mod m0005_secrets_at_rest;
+mod m0006_quarantine;
+mod m0007_mail;
 
 pub use sea_orm_migration::{MigratorTrait, sea_orm};
 
@@ -18,6 +24,14 @@ pub struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m0001_initial::Migration)]
+        vec![
+            Box::new(m0001_initial::Migration),
+            Box::new(m0002_purge_indexes::Migration),
+            Box::new(m0003_attempt_timings::Migration),
+            Box::new(m0004_endpoint_health::Migration),
+            Box::new(m0005_secrets_at_rest::Migration),
+            Box::new(m0006_quarantine::Migration),
+            Box::new(m0007_mail::Migration),
+        ]
     }
 }

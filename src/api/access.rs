@@ -23,7 +23,7 @@ const OPEN: [&str; 3] = [
 ];
 
 /// Every RPC of the contract.
-const RPCS: [(&str, Access); 37] = {
+const RPCS: [(&str, Access); 42] = {
     use Access::{AnyKey, Scope as With};
     use Scope::{
         Admin, CatalogWrite, DeliveriesRead, DeliveriesWrite, EventsEmit, EventsRead,
@@ -46,7 +46,12 @@ const RPCS: [(&str, Access); 37] = {
         ("/tidings.v1.SubscriptionService/RotateSecret", With(SubscriptionsWrite)),
         ("/tidings.v1.SubscriptionService/TestSubscription", With(SubscriptionsWrite)),
         ("/tidings.v1.SubscriptionService/CheckSubscription", With(SubscriptionsWrite)),
+        ("/tidings.v1.SubscriptionService/PreviewEmail", With(SubscriptionsRead)),
         ("/tidings.v1.SubscriptionService/GetSubscriptionStats", With(SubscriptionsRead)),
+        ("/tidings.v1.SuppressionService/ListSuppressions", With(SubscriptionsRead)),
+        ("/tidings.v1.SuppressionService/CreateSuppression", With(SubscriptionsWrite)),
+        ("/tidings.v1.SuppressionService/DeleteSuppression", With(SubscriptionsWrite)),
+        ("/tidings.v1.SuppressionService/ReportFeedback", With(SubscriptionsWrite)),
         ("/tidings.v1.DeliveryService/GetDelivery", With(DeliveriesRead)),
         ("/tidings.v1.DeliveryService/ListDeliveries", With(DeliveriesRead)),
         ("/tidings.v1.DeliveryService/ListAttempts", With(DeliveriesRead)),

@@ -52,7 +52,7 @@ pub enum AttemptError {
     NotFound,
     /// The delivery is in a state that allows none, or has ended and its subscription is gone.
     NotRetryable(State),
-    /// Too many are under way.
+    /// Too many of this tenant are under way.
     Overloaded,
     /// The process is stopping.
     ShuttingDown,
@@ -76,7 +76,11 @@ impl AttemptError {
                 let message = format!("The delivery cannot be retried while it is {state}.");
                 Failure::new(Reason::DeliveryNotRetryable, message)
             }
-            Self::Overloaded => Failure::of(Reason::Overloaded),
+            Self::Overloaded => Failure::new(
+                Reason::Overloaded,
+                "Too many manual attempts and tests of this tenant are under way. Try again when \
+                 one has ended.",
+            ),
             Self::ShuttingDown => Failure::of(Reason::ShuttingDown),
             Self::Unavailable => Failure::of(Reason::DatabaseUnavailable),
             Self::Internal => Failure::of(Reason::Internal),

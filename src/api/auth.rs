@@ -22,6 +22,8 @@ use crate::store::Store;
 
 use super::Reason;
 use super::access::Access;
+use super::layer;
+use super::rate::{Allowance, Rate};
 use super::status::Failure;
 
 /// How long a key that was read counts as read: the longest time that a key which was revoked on
@@ -47,6 +49,8 @@ type Hash = [u8; 32];
 pub(super) struct Principal {
     key: ApiKey,
     touched_us: AtomicI64,
+    /// Outlives the entry: what a key has used up is not forgotten when it is read anew.
+    allowance: Arc<Allowance>,
 }
 
 impl Principal {
@@ -109,6 +113,7 @@ pub(super) struct Auth {
     /// Counts [`Auth::forget`]: what was read before it is not kept after it.
     generation: AtomicU64,
     lookups: Semaphore,
+    rate: Rate,
     touches: mpsc::Sender<Touch>,
 }
 
@@ -133,8 +138,9 @@ impl Touches {
 }
 
 impl Auth {
-    /// Reads keys from `store`. The other part is to be run along with the server.
-    pub(super) fn new(store: Store, clock: Arc<dyn Clock>) -> (Self, Touches) {
+    /// Reads keys from `store`, each of which may call at `rate`. The other part is to be run along
+    /// with the server.
+    pub(super) fn new(store: Store, clock: Arc<dyn Clock>, rate: Rate) -> (Self, Touches) {
         let (touches, receiver) = mpsc::channel(MAX_TOUCHES);
         let auth = Self {
             store: store.clone(),
@@ -142,6 +148,7 @@ impl Auth {
             keys: RwLock::default(),
             generation: AtomicU64::new(0),
             lookups: Semaphore::new(MAX_LOOKUPS),
+            rate,
             touches,
         };
         (auth, Touches { store, receiver })
@@ -167,6 +174,22 @@ impl Auth {
         }
         self.touch(&principal);
         Ok(Caller { principal, deadline, hash })
+    }
+
+    /// Counts a call against its key's rate.
+    ///
+    /// # Errors
+    /// When the key has called too often; says when to try again.
+    pub(super) fn count(&self, caller: &Caller) -> Result<(), Failure> {
+        let allowance = &caller.principal.allowance;
+        self.rate
+            .admit(allowance, layer::now())
+            .map_err(|wait| Failure::of(Reason::RateLimited).retry_after(wait))
+    }
+
+    /// Counts `events` that a call has brought beside the one that was counted with the call.
+    pub(super) fn count_more(&self, caller: &Caller, events: usize) {
+        self.rate.charge(&caller.principal.allowance, events, layer::now());
     }
 
     /// Whether the key of an open stream still works.
@@ -237,16 +260,16 @@ impl Auth {
         let read_time = self.clock.now();
         let key = self.store.key_by_hash(hash).await?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
-        let noted = keys.get(&hash).and_then(|entry| entry.principal.as_ref());
-        let noted = noted.map_or(0, |known| known.touched_us.load(Ordering::Relaxed));
+        let before = keys.get(&hash).and_then(|entry| entry.principal.as_ref());
+        let noted = before.map_or(0, |known| known.touched_us.load(Ordering::Relaxed));
+        let allowance = before.map(|known| Arc::clone(&known.allowance)).unwrap_or_default();
         let principal = key.map(|key| {
             let last_use = key.last_use_time.map_or(0, Timestamp::as_micros);
-            Arc::new(Principal { key, touched_us: AtomicI64::new(noted.max(last_use)) })
+            let touched_us = AtomicI64::new(noted.max(last_use));
+            Arc::new(Principal { key, touched_us, allowance })
         });
         if self.generation.load(Ordering::SeqCst) == generation {
-            if keys.len() >= MAX_KEYS {
-                keys.clear();
-            }
+            make_room(&mut keys);
             let renewing = AtomicBool::new(false);
             keys.insert(hash, Entry { principal: principal.clone(), read_time, renewing });
         }
@@ -271,6 +294,18 @@ impl Auth {
             // A full queue means that the database is slow; the time is not worth waiting for.
             let _ = self.touches.try_send(Touch { tenant_id, key_id, time: now });
         }
+    }
+}
+
+/// Makes room for one more entry. Texts that are no keys go first: who guesses cannot have the
+/// allowances of others forgotten.
+fn make_room(keys: &mut HashMap<Hash, Entry>) {
+    if keys.len() < MAX_KEYS {
+        return;
+    }
+    keys.retain(|_, entry| entry.principal.is_some());
+    if keys.len() >= MAX_KEYS {
+        keys.clear();
     }
 }
 

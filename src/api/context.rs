@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::domain::id::TenantId;
 use crate::domain::key::Scope;
+use crate::domain::mail::Look;
 use crate::domain::tenant::Tenant;
 use crate::domain::trace::{FinishedSpan, SpanSink, TraceContext};
 use crate::domain::{Clock, Timestamp, endpoint};
@@ -32,7 +33,9 @@ pub(super) struct Context {
     pub kick: Kick,
     pub spans: Arc<dyn SpanSink>,
     pub random: Mutex<StdRng>,
-    pub urls: endpoint::Rules,
+    pub urls: endpoint::Admission,
+    /// How mails look, for previews.
+    pub look: Look,
     pub auth: Arc<Auth>,
     /// One permit per open stream.
     pub streams: Arc<Semaphore>,
@@ -62,7 +65,8 @@ impl Context {
         let tenant_id = named_tenant(caller, requested, field)?;
         // A tenant's own key goes with its tenant; an operator may name one that never was.
         if caller.principal.tenant_id().is_none() {
-            self.existing_tenant(tenant_id).await?;
+            let exists = self.store.has_tenant(tenant_id).await?;
+            exists.then_some(()).ok_or_else(|| Failure::of(Reason::TenantNotFound))?;
         }
         Ok(tenant_id)
     }

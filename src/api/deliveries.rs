@@ -70,6 +70,7 @@ impl Deliveries {
             .with(&request.event_id)
             .with_list(request.event_types.iter())
             .with_list(request.states.iter().map(ToString::to_string))
+            .with_list(request.failure_reasons.iter().map(ToString::to_string))
             .with(&format!("{:?} {:?}", filter.create_time_from, filter.create_time_until));
         let start: Option<DeliveryId> = paging::place(&request.page_token, &binding)?;
         let store = &self.0.store;

@@ -134,6 +134,7 @@ impl EventService for Events {
             // Somebody else's tenant: no item can be accepted.
             Err(failure)
         } else if (1..=MAX_BATCH).contains(&count) {
+            self.0.auth.count_more(&caller, count - 1);
             // All at once, so that they share a commit.
             let items = batch.requests.into_iter();
             let items =

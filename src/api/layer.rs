@@ -1,7 +1,8 @@
 //! What happens to every call before and after its service.
 //!
 //! Before: the method must exist, the service must not be stopping, the key must permit the call
-//! (so that nobody learns from violations what it may not see), and there must be room. After:
+//! (so that nobody learns from violations what it may not see) and have some of its rate left, and
+//! there must be room. After:
 //! errors that tonic made by itself get a reason like ours, a passed deadline is said, and a panic
 //! becomes INTERNAL instead of a broken connection.
 //!
@@ -32,6 +33,10 @@ use super::Reason;
 use super::access::{Access, Table};
 use super::auth::Auth;
 use super::status::{self, Failure};
+
+/// How long before its deadline a call ends: tonic keeps the same deadline with a timer of its own,
+/// which must not be first, because its answer has no reason.
+const EARLY: Duration = Duration::from_millis(5);
 
 /// What every call passes.
 pub(super) struct Gate {
@@ -77,6 +82,7 @@ impl Gate {
         let deadline = deadline(request.headers());
         let work = async {
             let caller = self.auth.admit(request.headers(), access, deadline).await?;
+            self.auth.count(&caller)?;
             let room = self.room.try_acquire();
             let _room = room.map_err(|_| Failure::of(Reason::Overloaded))?;
             request.extensions_mut().insert(caller);
@@ -85,7 +91,7 @@ impl Gate {
         };
         match deadline {
             None => work.await,
-            Some(deadline) => before(deadline, work).await?,
+            Some(deadline) => before(deadline.checked_sub(EARLY).unwrap_or(deadline), work).await?,
         }
     }
 }
@@ -114,7 +120,7 @@ fn deadline(headers: &HeaderMap) -> Option<Instant> {
     clippy::disallowed_methods,
     reason = "deadlines of calls are real time, as the client's are"
 )]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 

@@ -1,4 +1,4 @@
-//! Speaks gRPC: the five services of the contract, and health and reflection.
+//! Speaks gRPC: the six services of the contract, and health and reflection.
 //!
 //! A call passes the `layer` (does the method exist, may the key call it, is there room, is the
 //! deadline ahead), then its service, which converts, asks the parts of the house and converts
@@ -20,11 +20,14 @@ mod listener;
 mod mask;
 mod paging;
 pub mod proto;
+mod rate;
 mod reason;
 mod status;
 mod stream;
 mod subscriptions;
+mod suppressions;
 mod tenants;
+pub mod tls;
 mod token;
 mod watch;
 
@@ -40,6 +43,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::domain::mail::Look;
 use crate::domain::trace::SpanSink;
 use crate::domain::{Clock, endpoint, payload};
 use crate::feed::Feed;
@@ -57,7 +61,9 @@ use proto::catalog_service_server::CatalogServiceServer;
 use proto::delivery_service_server::DeliveryServiceServer;
 use proto::event_service_server::EventServiceServer;
 use proto::subscription_service_server::SubscriptionServiceServer;
+use proto::suppression_service_server::SuppressionServiceServer;
 use proto::tenant_service_server::TenantServiceServer;
+use rate::Rate;
 
 /// Tells the janitor that there is something to do.
 pub type Kick = Arc<dyn Fn() + Send + Sync>;
@@ -76,15 +82,14 @@ const FRAME_BYTES: u32 = 64 * 1024;
 const HEADER_BYTES: u32 = 16 * 1024;
 /// Most streams that a client may reset before they were looked at (the "rapid reset" attack).
 const MAX_PENDING_RESETS: usize = 32;
-/// How long an answer to a keepalive ping may take.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The services whose health is told, besides that of the whole ("").
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 7] = [
     "",
     "tidings.v1.CatalogService",
     "tidings.v1.DeliveryService",
     "tidings.v1.EventService",
     "tidings.v1.SubscriptionService",
+    "tidings.v1.SuppressionService",
     "tidings.v1.TenantService",
 ];
 
@@ -99,8 +104,14 @@ pub struct Config {
     pub max_requests: usize,
     /// Most open streams (`EmitStream`, `WatchDeliveries`) in all.
     pub max_streams: usize,
+    /// Most calls per second of one key; every event of a batch or a stream counts as one.
+    pub max_requests_per_second: u32,
+    /// How long a client may take to begin to speak after it has connected.
+    pub greeting_timeout: Duration,
     /// After this long without traffic a connection is asked whether it is still there.
     pub keepalive_interval: Duration,
+    /// How long the answer may take; without one the connection ends.
+    pub keepalive_timeout: Duration,
     /// After this long a connection is asked to be opened anew, so that clients spread over
     /// replicas; calls that are under way are finished.
     pub max_connection_age: Duration,
@@ -108,6 +119,8 @@ pub struct Config {
     pub max_payload_bytes: usize,
     /// Most subscriptions of one tenant.
     pub max_subscriptions_per_tenant: u32,
+    /// The server's certificate; `None` for no TLS.
+    pub tls: Option<tls::Config>,
 }
 
 impl Default for Config {
@@ -117,10 +130,14 @@ impl Default for Config {
             max_streams_per_connection: 1_024,
             max_requests: 8_192,
             max_streams: 2_048,
+            max_requests_per_second: 50_000,
+            greeting_timeout: listener::GREETING_TIMEOUT,
             keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
             max_connection_age: Duration::from_hours(1),
             max_payload_bytes: payload::DEFAULT_MAX_BYTES,
             max_subscriptions_per_tenant: 1_000,
+            tls: None,
         }
     }
 }
@@ -143,8 +160,10 @@ pub struct Parts {
     pub spans: Arc<dyn SpanSink>,
     /// Makes ids, keys, secrets and spans.
     pub random: StdRng,
-    /// The rules for URLs.
-    pub urls: endpoint::Rules,
+    /// Judges URLs that are to be stored.
+    pub urls: endpoint::Admission,
+    /// How mails look, for previews.
+    pub look: Look,
     /// Cancelled when nothing new is to be accepted.
     pub shutdown: CancellationToken,
 }
@@ -152,6 +171,7 @@ pub struct Parts {
 /// The gRPC side of the service, ready to serve.
 pub struct Api {
     config: Config,
+    server: Server,
     context: Arc<Context>,
     touches: Touches,
     health: HealthReporter,
@@ -161,6 +181,9 @@ pub struct Api {
 /// The server cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The contract's descriptors cannot be served.
     #[error("the reflection service cannot be built")]
     Reflection(#[source] tonic_reflection::server::Error),
@@ -171,8 +194,13 @@ pub enum Error {
 
 impl Api {
     /// Puts the services together. Nothing runs before [`Api::serve`].
-    pub fn new(config: Config, parts: Parts) -> Self {
-        let (auth, touches) = Auth::new(parts.store.clone(), Arc::clone(&parts.clock));
+    ///
+    /// # Errors
+    /// When the certificate cannot be used.
+    pub fn new(config: Config, parts: Parts) -> Result<Self, Error> {
+        let server = builder(&config)?;
+        let rate = Rate::new(config.max_requests_per_second, layer::now());
+        let (auth, touches) = Auth::new(parts.store.clone(), Arc::clone(&parts.clock), rate);
         let context = Context {
             store: parts.store,
             clock: parts.clock,
@@ -183,19 +211,21 @@ impl Api {
             spans: parts.spans,
             random: Mutex::new(parts.random),
             urls: parts.urls,
+            look: parts.look,
             auth: Arc::new(auth),
             streams: Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS))),
             shutdown: parts.shutdown,
             max_payload_bytes: config.max_payload_bytes,
             max_subscriptions: config.max_subscriptions_per_tenant,
         };
-        Self {
+        Ok(Self {
             config,
+            server,
             context: Arc::new(context),
             touches,
             health: HealthReporter::new(),
             closing: CancellationToken::new(),
-        }
+        })
     }
 
     /// Tells the health of the services, for whoever has more to say about it.
@@ -212,9 +242,14 @@ impl Api {
     /// When the server cannot be built.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
         let routes = self.routes()?;
-        let Self { config, context, touches, health, closing } = self;
+        let Self { config, server, context, touches, health, closing } = self;
         let shutdown = context.shutdown.clone();
-        let connections = listener::connections(listener, config.max_connections, shutdown.clone());
+        let connections = listener::connections(
+            listener,
+            config.max_connections,
+            config.greeting_timeout,
+            shutdown.clone(),
+        );
         for service in SERVICES {
             health.set_service_status(service, ServingStatus::Serving).await;
         }
@@ -231,7 +266,7 @@ impl Api {
             }
             closing.cancel();
         };
-        let serving = builder(&config)
+        let serving = server
             .layer(GateLayer(Arc::new(gate)))
             .add_routes(routes)
             .serve_with_incoming_shutdown(connections, signal);
@@ -256,12 +291,15 @@ impl Api {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // ErrorInfo, BadRequest, RetryInfo: so that tools can decode the details of errors.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         Ok(Routes::new(limited!(EventServiceServer, events::Events(context())))
             .add_service(limited!(
                 SubscriptionServiceServer,
                 subscriptions::Subscriptions(context())
             ))
+            .add_service(limited!(SuppressionServiceServer, suppressions::Suppressions(context())))
             .add_service(limited!(DeliveryServiceServer, deliveries::Deliveries(context())))
             .add_service(limited!(CatalogServiceServer, catalog::Catalog(context())))
             .add_service(limited!(TenantServiceServer, tenants::Tenants(context())))
@@ -276,8 +314,8 @@ impl Api {
 /// There is no grace period after the connection's age: with one, tonic 0.14 cuts the connection
 /// off instead of asking for a new one. Calls that are under way end by themselves, by their
 /// deadline, or by the shutdown.
-fn builder(config: &Config) -> Server {
-    Server::builder()
+fn builder(config: &Config) -> Result<Server, tls::Error> {
+    let server = Server::builder()
         .max_concurrent_streams(config.max_streams_per_connection)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -285,6 +323,10 @@ fn builder(config: &Config) -> Server {
         .http2_max_header_list_size(HEADER_BYTES)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_keepalive_interval(Some(config.keepalive_interval))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_connection_age(config.max_connection_age)
+        .http2_keepalive_timeout(Some(config.keepalive_timeout))
+        .max_connection_age(config.max_connection_age);
+    match &config.tls {
+        Some(tls) => tls.apply(server, config.greeting_timeout),
+        None => Ok(server),
+    }
 }

@@ -50,7 +50,7 @@ pub(super) async fn gather<T, K, M, F>(
     convert: impl Fn(T) -> M,
 ) -> Result<(Vec<M>, Option<K>), Failure>
 where
-    K: Copy,
+    K: Clone,
     M: Message,
     F: Future<Output = Result<Page<T>, store::Error>>,
 {
@@ -59,7 +59,7 @@ where
     let mut last = start;
     loop {
         let left = size.saturating_sub(messages.len() as u64);
-        let page = read(last, left.min(chunk)).await?;
+        let page = read(last.clone(), left.min(chunk)).await?;
         for item in page.items {
             let place = key(&item);
             let message = convert(item);

@@ -138,6 +138,11 @@ reasons! {
     "The tenant has no delivery with this id, or it is older than retention.";
     "Check the id, and with an operator key the `tenant_id`."
 
+    SuppressionNotFound = "SUPPRESSION_NOT_FOUND", NotFound, None;
+    "There is no such suppression.";
+    "The tenant has no suppression of this address with this `subscription_id`. One of all of the tenant's mail has an empty one.";
+    "List those of the address with `ListSuppressions`, and with an operator key check the `tenant_id`."
+
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", AlreadyExists, None;
     "The idempotency key was used before with another request.";
     "The `idempotency_key` came before, within the time for which keys are remembered, with a request that differs.";
@@ -152,6 +157,11 @@ reasons! {
     "The resource has changed since it was read.";
     "The `etag` is not the current one: somebody else, or the service, changed the resource meanwhile.";
     "Read the resource again, apply your change to what you read, and send the new `etag`."
+
+    SubscriptionUnreadable = "SUBSCRIPTION_UNREADABLE", FailedPrecondition, None;
+    "What is kept sealed of the subscription (secrets, URL, headers) cannot be read, so it cannot be changed.";
+    "The subscription's row in the database, or the master key, is damaged. Its deliveries fail and are retried meanwhile; other subscriptions are not affected.";
+    "Have an operator restore the row or the key (the service's log names both), or delete the subscription and create it anew."
 
     TenantNotEmpty = "TENANT_NOT_EMPTY", FailedPrecondition, None;
     "The tenant has subscriptions. Set force to delete them too.";
@@ -173,6 +183,11 @@ reasons! {
     "More requests are under way, or more events are waiting to be stored, than the service's limits allow.";
     "Try again after the delay in `google.rpc.RetryInfo`, with growing waits; events with the same `idempotency_key`."
 
+    RateLimited = "RATE_LIMITED", ResourceExhausted, SOON;
+    "The API key makes too many calls. Try again after the time in RetryInfo.";
+    "The key has made more calls per second than the service allows (`key-rate-limit`); every event of a batch counts as one. An `EmitStream` is slowed down instead.";
+    "Try again after the delay in `google.rpc.RetryInfo`. Spread the load over several keys only if the operator agrees; or have the limit raised."
+
     TooManyStreams = "TOO_MANY_STREAMS", ResourceExhausted, LATER;
     "Too many streams are open. Close one, or try again later.";
     "As many streams (`EmitStream`, `WatchDeliveries`) are open as this replica allows.";
@@ -187,6 +202,11 @@ reasons! {
     "The database is unavailable. Try again a little later; an Emit with its idempotency key, since it may have been stored.";
     "The database does not answer, or refuses more work. A write that was under way may or may not have been made.";
     "Try again after the delay in `google.rpc.RetryInfo`; events with the same `idempotency_key`. Operators: see `/readyz` and the log."
+
+    StorageFull = "STORAGE_FULL", ResourceExhausted, LATER;
+    "The disk of the service's database is full. Nothing was stored; try again after the time in RetryInfo.";
+    "The database has no space left on its disk, so nothing can be stored. What was acknowledged before is not affected; what is read is still answered.";
+    "Try again after the delay in `google.rpc.RetryInfo`. Operators: make room (see the log); the service goes on by itself."
 
     ShuttingDown = "SHUTTING_DOWN", Unavailable, AT_ONCE;
     "This replica is shutting down. Try again: another one answers.";
@@ -210,7 +230,7 @@ reasons! {
 
     NotImplemented = "NOT_IMPLEMENTED", Unimplemented, None;
     "This version does not support this yet.";
-    "The contract has it, this version does not: email channels, some signature schemes and payload formats, `CheckSubscription`, `ImportCatalog`, `PollEvents`.";
+    "The contract has it, this version does not: `CheckSubscription`, `ImportCatalog`, `PollEvents`.";
     "Do without for now; the changelog says when it comes."
 
     Internal = "INTERNAL", Internal, None;

@@ -37,12 +37,14 @@ pub struct Failure {
     pub message: String,
     /// All wrong fields, when the input was bad.
     pub violations: Violations,
+    /// After how long to try again, when more is known than the reason says.
+    retry_after: Option<Duration>,
 }
 
 impl Failure {
     /// A failure for `reason`, which is explained by `message`.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), violations: Violations::new() }
+        Self { reason, message: message.into(), violations: Violations::new(), retry_after: None }
     }
 
     /// A failure for `reason` in the reason's own words.
@@ -66,9 +68,15 @@ impl Failure {
         Self::of(Reason::Internal)
     }
 
+    /// The same, with the time after which it is worth trying again.
+    #[must_use]
+    pub fn retry_after(self, delay: Duration) -> Self {
+        Self { retry_after: Some(delay), ..self }
+    }
+
     /// After how long it is worth trying again; `None` when it is not.
     pub fn retry_delay(&self) -> Option<Duration> {
-        self.reason.info().retry_delay
+        self.retry_after.or(self.reason.info().retry_delay)
     }
 
     /// The violations that fit into an answer of `budget` bytes, as (field, description).
@@ -128,12 +136,16 @@ impl From<Violations> for Failure {
             (0 | 1, first) => first.unwrap_or_else(|| "a field is wrong".to_owned()),
             (_, first) => format!("{count} fields are wrong; {}", first.unwrap_or_default()),
         };
-        Self { reason: Reason::InvalidFields, message, violations }
+        Self { violations, ..Self::new(Reason::InvalidFields, message) }
     }
 }
 
 impl From<store::Error> for Failure {
     fn from(error: store::Error) -> Self {
+        if error.is_full() {
+            tracing::error!(error = %error, "a request failed because the disk of the database is full");
+            return Self::of(Reason::StorageFull);
+        }
         if error.is_unavailable() {
             tracing::warn!(error = %error, "a request failed because the database is unavailable");
             return Self::of(Reason::DatabaseUnavailable);
@@ -152,6 +164,7 @@ impl From<intake::Error> for Failure {
             intake::Error::ShuttingDown => Self::of(Reason::ShuttingDown),
             intake::Error::DeadlineExceeded => Self::of(Reason::DeadlineExceeded),
             intake::Error::Unavailable => Self::of(Reason::DatabaseUnavailable),
+            intake::Error::StorageFull => Self::of(Reason::StorageFull),
             // The cause was logged by the intake, which knows it.
             intake::Error::Internal => Self::of(Reason::Internal),
         }

@@ -53,6 +53,14 @@ impl Inbound {
         item
     }
 
+    /// Counts an item against the key's rate. Too many are not refused: reading stops until there
+    /// is some of the rate left, and flow control tells the client.
+    async fn pace(&self) {
+        while let Err(failure) = self.events.0.auth.count(&self.caller) {
+            tokio::time::sleep(failure.retry_delay().unwrap_or_default()).await;
+        }
+    }
+
     async fn read(&mut self) -> Result<Option<Item>, Failure> {
         let context = Arc::clone(&self.events.0);
         loop {
@@ -64,6 +72,7 @@ impl Inbound {
                     let message = message
                         .map_err(|error| status::of_transport(error.code(), error.message()))?;
                     let Some(message) = message else { return Ok(None) };
+                    self.pace().await;
                     let bytes = u32::try_from(message.encoded_len()).unwrap_or(u32::MAX);
                     let budget = Arc::clone(&self.budget);
                     let memory = budget.acquire_many_owned(bytes.clamp(1, MAX_BYTES_IN_FLIGHT)).await;

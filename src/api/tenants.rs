@@ -11,7 +11,6 @@ use crate::domain::{Violations, endpoint};
 use crate::store::Update;
 
 use super::context::{Context, caller, check_etag, require_admin};
-use super::convert::channel::Detail;
 use super::convert::{self, tenant as convert_tenant};
 use super::proto as pb;
 use super::proto::tenant_service_server::TenantService;
@@ -50,10 +49,11 @@ impl Tenants {
         let message = request.into_inner().tenant.unwrap_or_default();
         let mut violations = Violations::new();
         let spec = convert_tenant::new_tenant(&message, &mut violations);
-        let spec = validated(spec, self.0.urls, violations)?;
+        let spec = validated(spec, &self.0.urls, violations)?;
         let now = self.0.now();
         let id = self.0.random(|random| TenantId::new(now, random));
-        let tenant = Tenant { id, spec, revision: 1, create_time: now, update_time: now };
+        let tenant =
+            Tenant { id, spec, unreadable: false, revision: 1, create_time: now, update_time: now };
         self.0.store.create_tenant(&tenant).await?;
         Ok(tenant)
     }
@@ -84,7 +84,7 @@ impl Tenants {
             start,
             |after, limit| store.list_tenants(after, limit),
             |tenant| tenant.id,
-            |tenant| convert_tenant::tenant_to_proto(tenant, Detail::Masked),
+            convert_tenant::tenant_to_proto,
         )
         .await?;
         let next_page_token = paging::next_token(next, &binding)?;
@@ -103,11 +103,15 @@ impl Tenants {
             let selection = convert_tenant::FIELDS.select(&mask, populated, &mut violations);
             let mut spec = tenant.spec.clone();
             convert_tenant::update_tenant(&mut spec, &message, &selection, &mut violations);
-            spec = validated(spec, self.0.urls, violations)?;
-            if spec == tenant.spec {
+            let urls = self.0.urls.keeping(&tenant.spec.webhook_url);
+            spec = validated(spec, &urls, violations)?;
+            // A URL that is set anew takes the place of one that could not be read.
+            let mended = tenant.unreadable && selection.has("webhook_url");
+            if spec == tenant.spec && !mended {
                 return Ok(tenant);
             }
             tenant.spec = spec;
+            tenant.unreadable &= !mended;
             tenant.revision += 1;
             tenant.update_time = self.0.now();
             if self.0.store.update_tenant(&tenant).await? == Update::Done {
@@ -222,10 +226,10 @@ impl Tenants {
 /// `spec`, if neither the conversion nor the domain found anything.
 fn validated(
     spec: TenantSpec,
-    urls: endpoint::Rules,
+    urls: &endpoint::Admission,
     mut violations: Violations,
 ) -> Result<TenantSpec, Failure> {
-    match spec.validated(&urls) {
+    match spec.validated(urls) {
         Ok(spec) => Ok(violations.or_ok(spec)?),
         Err(found) => {
             convert::merge(&mut violations, &found);
@@ -235,7 +239,7 @@ fn validated(
 }
 
 fn shown(tenant: Tenant) -> pb::Tenant {
-    convert_tenant::tenant_to_proto(tenant, Detail::Full)
+    convert_tenant::tenant_to_proto(tenant)
 }
 
 #[tonic::async_trait]

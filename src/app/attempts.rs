@@ -46,6 +46,7 @@ fn error(error: ManualError) -> AttemptError {
     match error {
         ManualError::NotFound => AttemptError::NotFound,
         ManualError::NotRetryable(state) => AttemptError::NotRetryable(state),
+        ManualError::TooMany => AttemptError::Overloaded,
         ManualError::BrokenOff => AttemptError::Internal,
         ManualError::Store(error) if error.is_unavailable() => AttemptError::Unavailable,
         ManualError::Store(error) => {

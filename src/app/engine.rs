@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use rand::rngs::StdRng;
@@ -9,11 +10,12 @@ use rand::{Rng, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{self, Api};
-use crate::channel::{Channels, webhook};
-use crate::dispatch::{self, Dispatch};
+use crate::channel::apart::Processes;
+use crate::channel::{Channels, email, webhook};
+use crate::dispatch::{self, Announced, Dispatch};
 use crate::domain::trace::{NoSpans, SpanSink};
 use crate::feed::Feed;
-use crate::intake::{self, Intake};
+use crate::intake::{self, Intake, WeakIntake};
 use crate::store::{self, CatalogCache, DatabaseClock, Store};
 use crate::telemetry::traces;
 
@@ -25,7 +27,7 @@ pub(super) struct Engine {
     pub(super) dispatch: Dispatch,
     pub(super) intake: Intake,
     pub(super) feed: Feed,
-    clock: Arc<DatabaseClock>,
+    pub(super) clock: Arc<DatabaseClock>,
     random: StdRng,
 }
 
@@ -42,11 +44,18 @@ impl Engine {
         let catalog = Arc::new(CatalogCache::default());
         let metrics = webhook::Metrics::new(registry.sub_registry_with_prefix("tidings"));
         let client = webhook::Client::new(&config.webhook, Arc::clone(&clock) as _, metrics)?;
+        let mailer = email::Mailer::new(&config.email, Arc::clone(&clock) as _)?;
+        let mut channels = Channels::new(client, mailer);
+        if let Some(program) = &config.program {
+            let (webhook, email) = (config.webhook.clone(), config.email.clone());
+            let processes = Processes::new(program.clone(), webhook, email);
+            channels = channels.with_processes(processes);
+        }
         let parts = dispatch::Parts {
             store: store.clone(),
             clock: Arc::clone(&clock),
             catalog: Arc::clone(&catalog),
-            channels: Arc::new(Channels::new(client)),
+            channels: Arc::new(channels),
             spans: Arc::clone(spans),
             seed: random.next_u64(),
         };
@@ -59,6 +68,7 @@ impl Engine {
             seed: random.next_u64(),
         };
         let intake = Intake::start(config.intake, parts, registry);
+        dispatch.announce_by(announcer(intake.downgrade()));
         let feed = Feed::start(store, registry);
         Ok(Self { dispatch, intake, feed, clock, random })
     }
@@ -70,7 +80,7 @@ impl Engine {
         store: &Store,
         spans: &Arc<dyn SpanSink>,
         shutdown: CancellationToken,
-    ) -> Api {
+    ) -> Result<Api, api::Error> {
         let parts = api::Parts {
             store: store.clone(),
             clock: Arc::clone(&self.clock) as _,
@@ -81,11 +91,30 @@ impl Engine {
             spans: Arc::clone(spans),
             // Keys and secrets are made from it: it has all of the randomness, not a short seed.
             random: StdRng::from_rng(&mut self.random),
-            urls: config.webhook.url_rules(),
+            urls: config.webhook.url_admission(),
+            look: config.email.look.clone(),
             shutdown,
         };
         Api::new(config.api.clone(), parts)
     }
+}
+
+/// Lets the engine emit, although it does not know the intake.
+fn announcer(intake: WeakIntake) -> dispatch::Announcer {
+    Box::new(move |event| {
+        let intake = intake.upgrade();
+        async move {
+            let Some(intake) = intake else { return Announced::Later };
+            match intake.announce(event).await {
+                Ok(_) | Err(intake::Error::UnknownTenant) => Announced::Done,
+                Err(error) => {
+                    tracing::warn!(%error, "an event of the service itself waits to be emitted");
+                    Announced::Later
+                }
+            }
+        }
+        .boxed()
+    })
 }
 
 /// Opens the database with the schema that this version needs.
@@ -98,6 +127,17 @@ pub(super) async fn open(config: &store::Config) -> Result<Store, Error> {
     }
     let store = Store::open(config).await?;
     store.check_schema().await?;
+    let prepared = store.prepare_vault().await?;
+    if let Some((path, id)) = prepared.made {
+        tracing::info!(
+            path = %path.display(), key.id = %id,
+            "made a master key beside the database: keep a copy of it, apart from the database's \
+             backups"
+        );
+    }
+    if prepared.sealed > 0 {
+        tracing::info!(rows = prepared.sealed, "secrets that stood in the clear are sealed now");
+    }
     Ok(store)
 }
 
@@ -112,9 +152,16 @@ pub(super) async fn hint_first_key(store: &Store) -> Result<(), Error> {
     Ok(())
 }
 
-/// Says which rules for receivers are relaxed. (The client itself tells of the networks.)
-pub(super) fn announce_exceptions(config: &webhook::Config) {
-    if config.allow_http {
+/// Says which rules are relaxed. (The client for webhooks itself tells of the networks.)
+pub(super) fn announce_exceptions(config: &Config) {
+    if config.api.tls.is_none() && !config.grpc_addr.ip().is_loopback() {
+        tracing::warn!(
+            grpc.addr = %config.grpc_addr,
+            "gRPC is served in the clear: set grpc-tls-cert and grpc-tls-key, unless something in \
+             front does TLS"
+        );
+    }
+    if config.webhook.allow_http {
         tracing::warn!("receivers without TLS may be called, because allow-http says so");
     }
 }

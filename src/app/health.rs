@@ -9,10 +9,7 @@ use tokio::time::{self, MissedTickBehavior};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::api::proto::{
-    catalog_service_server, delivery_service_server, event_service_server,
-    subscription_service_server, tenant_service_server,
-};
+use crate::api::SERVICES;
 use crate::store::Store;
 use crate::web::Readiness;
 
@@ -27,16 +24,6 @@ pub(super) struct Health {
     told: watch::Sender<Readiness>,
     reporter: HealthReporter,
 }
-
-/// The names that gRPC clients may ask for; the empty one stands for all.
-const SERVICES: [&str; 6] = [
-    "",
-    catalog_service_server::SERVICE_NAME,
-    delivery_service_server::SERVICE_NAME,
-    event_service_server::SERVICE_NAME,
-    subscription_service_server::SERVICE_NAME,
-    tenant_service_server::SERVICE_NAME,
-];
 
 impl Health {
     /// A service that is starting.

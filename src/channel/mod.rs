@@ -7,47 +7,49 @@
 //! Does not record anything and cannot: this module does not see the store. What becomes of the
 //! delivery is decided by `domain::delivery::transition`.
 
+pub mod apart;
+pub mod email;
 pub mod webhook;
 
-use std::time::Duration;
-
-use crate::domain::attempt::{ErrorKind, Failure, Outcome, Report, Task};
+use crate::domain::attempt::{Report, Task};
 use crate::domain::channel::Channel;
+
+use apart::{Apart, Processes};
 
 /// The channels of a running service. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Channels {
     webhook: webhook::Client,
+    mailer: email::Mailer,
+    /// For attempts in a process of their own.
+    processes: Option<Processes>,
 }
 
 impl Channels {
     /// The channels, ready to deliver.
-    pub fn new(webhook: webhook::Client) -> Self {
-        Self { webhook }
+    pub fn new(webhook: webhook::Client, mailer: email::Mailer) -> Self {
+        Self { webhook, mailer, processes: None }
+    }
+
+    /// Has `processes` make the attempts that are to be made apart.
+    #[must_use]
+    pub fn with_processes(self, processes: Processes) -> Self {
+        Self { processes: Some(processes), ..self }
+    }
+
+    /// Makes one attempt in a process of its own; `None` where there are none.
+    pub async fn attempt_apart(&self, task: &Task) -> Option<Apart> {
+        let processes = self.processes.as_ref()?;
+        Some(processes.attempt(task, self.webhook.now()).await)
     }
 
     /// Makes one attempt through the subscription's channel.
     pub async fn attempt(&self, task: &Task) -> Report {
+        #[cfg(feature = "failpoints")]
+        crate::failpoint::fail_at(&task.event.event_type);
         match &task.subscription.spec.channel {
             Channel::Webhook(settings) => self.webhook.attempt(task, settings).await,
-            Channel::Email(_) => self.email_unsupported(),
-        }
-    }
-
-    /// The API refuses to store email channels for now; one that is there anyway ends here.
-    fn email_unsupported(&self) -> Report {
-        Report {
-            outcome: Outcome::Permanent,
-            start_time: self.webhook.now(),
-            duration: Duration::ZERO,
-            http_status: None,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
-            response_body: Vec::new(),
-            failure: Some(Failure {
-                kind: ErrorKind::Configuration,
-                message: "This version of Tidings does not deliver by email yet.".to_owned(),
-            }),
+            Channel::Email(settings) => self.mailer.attempt(task, settings).await,
         }
     }
 }

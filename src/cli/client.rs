@@ -19,6 +19,7 @@ use crate::api::proto::catalog_service_client::CatalogServiceClient;
 use crate::api::proto::delivery_service_client::DeliveryServiceClient;
 use crate::api::proto::event_service_client::EventServiceClient;
 use crate::api::proto::subscription_service_client::SubscriptionServiceClient;
+use crate::api::proto::suppression_service_client::SuppressionServiceClient;
 use crate::api::proto::tenant_service_client::TenantServiceClient;
 
 use refusal::{causes, unreachable};
@@ -106,7 +107,7 @@ impl Interceptor for Bearer {
 /// What the generated clients send through.
 type Service = InterceptedService<Channel, Bearer>;
 
-/// A connection, shared by the clients of all five services.
+/// A connection, shared by the clients of all six services.
 #[derive(Clone)]
 pub struct Client {
     service: Service,
@@ -181,6 +182,11 @@ impl Client {
     /// Keeps subscriptions.
     pub fn subscriptions(&self) -> SubscriptionServiceClient<Service> {
         SubscriptionServiceClient::new(self.service.clone())
+    }
+
+    /// Keeps addresses that get nothing more.
+    pub fn suppressions(&self) -> SuppressionServiceClient<Service> {
+        SuppressionServiceClient::new(self.service.clone())
     }
 
     /// Shows deliveries.

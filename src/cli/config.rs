@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         output.line(configuration_markdown().trim_end())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let loaded = args.options.load()?;
+    let loaded = args.options.load_from(&super::environment())?;
     if output.is_json() {
         output.document(&as_json(&loaded))?;
     } else {

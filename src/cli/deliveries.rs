@@ -1,14 +1,15 @@
 //! `tidings deliveries`: what became of events, attempt by attempt, and stepping in.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::Error;
+use super::attempt;
 use super::client::{Client, Connection, Paging, TenantOption, incomplete};
 use super::output::{self, Cell, Json, Output, Style, Table, ago, names, table, time};
 use crate::api::proto::{
-    Attempt, AttemptTrigger, CancelDeliveryRequest, Delivery, DeliveryState, ErrorKind,
-    FailureReason, GetDeliveryRequest, ListAttemptsRequest, ListDeliveriesRequest,
-    ListDeliveriesResponse, RetryDeliveryRequest,
+    CancelDeliveryRequest, Delivery, DeliveryState, ErrorKind, FailureReason, GetDeliveryRequest,
+    ListAttemptsRequest, ListDeliveriesRequest, ListDeliveriesResponse, RetryDeliveryRequest,
 };
 use crate::domain::Timestamp;
 
@@ -28,6 +29,7 @@ const LIST_EXAMPLES: &str = "\
 Examples:
   tidings deliveries list --state failed,expired --since 24h
   tidings deliveries list --event-type 'billing.*' --subscription sub_01k…
+  tidings deliveries list --reason quarantined       those that brought the service down
   tidings deliveries list --limit 1000 --json | jq -r '.deliveries[] | [.id, .state] | @tsv'";
 
 /// Look at deliveries and their attempts; retry or cancel them.
@@ -55,7 +57,7 @@ enum Command {
         /// The delivery
         #[arg(value_name = "DELIVERY_ID")]
         id: String,
-        /// Also show the headers that were sent and received
+        /// Show the headers that were sent and received with every attempt, not only the last
         #[arg(long)]
         headers: bool,
     },
@@ -82,6 +84,10 @@ struct ListArgs {
     #[arg(long = "state", value_delimiter = ',',
         value_parser = names::parser::<DeliveryState>(names::DELIVERY_STATES))]
     states: Vec<DeliveryState>,
+    /// Only deliveries that ended for this reason; may be given several times
+    #[arg(long = "reason", value_delimiter = ',',
+        value_parser = names::parser::<FailureReason>(names::FAILURE_REASONS))]
+    reasons: Vec<FailureReason>,
     /// Only deliveries for this subscription
     #[arg(long, value_name = "SUBSCRIPTION_ID", default_value = "", hide_default_value = true)]
     subscription: String,
@@ -126,6 +132,7 @@ async fn list(
         event_id: args.event,
         event_types: args.event_types,
         states: args.states.into_iter().map(i32::from).collect(),
+        failure_reasons: args.reasons.into_iter().map(i32::from).collect(),
         create_time_from: args.since.map(time::to_proto),
         create_time_until: args.until.map(time::to_proto),
         ..ListDeliveriesRequest::default()
@@ -188,9 +195,9 @@ async fn show(
         }));
     }
     show_delivery(output, &delivery)?;
-    for attempt in &attempts {
+    for (index, attempt) in attempts.iter().enumerate() {
         output.line("")?;
-        show_attempt(output, attempt, headers)?;
+        attempt::show(output, attempt, headers || index + 1 == attempts.len())?;
     }
     Ok(())
 }
@@ -204,8 +211,8 @@ async fn retry(
     let request = RetryDeliveryRequest { tenant_id, delivery_id };
     let response = client.deliveries().retry_delivery(request).await?.into_inner();
     let attempt = response.attempt.clone().ok_or_else(|| incomplete("attempt"))?;
-    output.message(&response, |output, _| show_attempt(output, &attempt, false))?;
-    succeeded(&attempt)
+    output.message(&response, |output, _| attempt::show(output, &attempt, true))?;
+    attempt::succeeded(&attempt)
 }
 
 async fn cancel(
@@ -220,17 +227,6 @@ async fn cancel(
         let delivery = response.delivery.as_ref().ok_or_else(|| incomplete("delivery"))?;
         show_delivery(output, delivery)
     })
-}
-
-/// An attempt that a person asked for and that failed is a failed command.
-///
-/// # Errors
-/// When the attempt failed.
-pub fn succeeded(attempt: &Attempt) -> Result<(), Error> {
-    match attempt.error_kind() {
-        ErrorKind::Unspecified => Ok(()),
-        _ => Err(Error::failure(format!("the attempt failed: {}", what_came(attempt)))),
-    }
 }
 
 fn show_delivery(output: Output, delivery: &Delivery) -> Result<(), Error> {
@@ -248,63 +244,13 @@ fn show_delivery(output: Output, delivery: &Delivery) -> Result<(), Error> {
         ("recipient", table::printable(&delivery.recipient)),
         ("tenant", delivery.tenant_id.clone()),
         ("attempts", delivery.attempt_count.to_string()),
-        ("next attempt", output.time(delivery.next_attempt_time.as_ref())),
+        ("next attempt", next_attempt(output, delivery)),
         ("recovered", output.time(delivery.recover_time.as_ref())),
         ("expires", output.time(delivery.expire_time.as_ref())),
         ("created", output.time(delivery.create_time.as_ref())),
         ("changed", output.time(delivery.update_time.as_ref())),
         ("trace", delivery.trace_id.clone()),
     ])
-}
-
-/// Shows one attempt: a line that says it all, and below it what came back.
-///
-/// # Errors
-/// When nobody reads.
-pub fn show_attempt(output: Output, attempt: &Attempt, headers: bool) -> Result<(), Error> {
-    let failed = attempt.error_kind() != ErrorKind::Unspecified;
-    let (mark, style) = if failed { ("✗", Style::Error) } else { ("✓", Style::Good) };
-    let trigger = match attempt.trigger() {
-        AttemptTrigger::Automatic | AttemptTrigger::Unspecified => String::new(),
-        _ => format!(" ({})", names::plain::<AttemptTrigger>(attempt.trigger)),
-    };
-    output.line(&format!(
-        "{}  {}",
-        output.paint(style, &format!("{mark} attempt {}{trigger}", attempt.number)),
-        what_came(attempt),
-    ))?;
-    let body = table::printable_lines(&String::from_utf8_lossy(&attempt.response_body));
-    let lines = |list: &[crate::api::proto::Header]| {
-        let line = |header: &crate::api::proto::Header| {
-            table::printable(&format!("{}: {}", header.name, header.value))
-        };
-        list.iter().filter(|_| headers).map(line).collect::<Vec<_>>().join("\n")
-    };
-    output.fields(&[
-        ("  began", output.time(attempt.start_time.as_ref())),
-        ("  span", attempt.span_id.clone()),
-        ("  mail server", table::printable(&attempt.smtp_reply)),
-        ("  sent", lines(&attempt.request_headers)),
-        ("  received", lines(&attempt.response_headers)),
-        ("  body", body.trim_end().to_owned()),
-    ])
-}
-
-/// What came of an attempt: `200 in 12 ms`, `503 in 1.2 s: …`, `timeout after 15 s: …`.
-fn what_came(attempt: &Attempt) -> String {
-    let took = attempt.duration.as_ref().map(time::duration_from_proto).unwrap_or_default();
-    let took = time::coarse(took);
-    match (attempt.http_status, attempt.error_kind()) {
-        (status, ErrorKind::Unspecified | ErrorKind::HttpStatus) if status != 0 => {
-            format!("{status} in {took}")
-        }
-        (_, ErrorKind::Unspecified) => format!("ok in {took}"),
-        (_, _) => {
-            let kind = names::plain::<ErrorKind>(attempt.error_kind);
-            let message = table::printable(&attempt.error_message);
-            format!("{kind} after {took}: {message}")
-        }
-    }
 }
 
 /// The last attempt in a few words, and when the next one comes.
@@ -327,6 +273,22 @@ fn summary(delivery: &Delivery) -> String {
     }
 }
 
+/// How long after its time a delivery is said to wait: a busy service takes a moment.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+/// When the next attempt is due; and where to look when that was a while ago.
+fn next_attempt(output: Output, delivery: &Delivery) -> String {
+    let due = delivery.next_attempt_time.as_ref();
+    let text = output.time(due);
+    if due.is_none_or(|due| time::now().since(time::from_proto(due)) < OVERDUE) {
+        return text;
+    }
+    format!(
+        "{text}; it waits for its endpoint: tidings subscriptions get {}",
+        delivery.subscription_id
+    )
+}
+
 fn next(delivery: &Delivery) -> String {
     let next = delivery.next_attempt_time.as_ref();
     next.map_or_else(String::new, |time| {
@@ -342,24 +304,23 @@ pub fn outcome(output: Output, delivery: &Delivery) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::proto::Attempt;
 
     #[test]
-    fn an_attempt_is_told_in_a_few_words() {
+    fn the_last_attempt_is_told_in_a_few_words() {
         let mut attempt = Attempt {
             number: 2,
             http_status: 503,
             error_kind: ErrorKind::HttpStatus.into(),
-            duration: Some(prost_types::Duration { seconds: 0, nanos: 12_000_000 }),
             ..Attempt::default()
         };
-        assert_eq!(what_came(&attempt), "503 in 12 ms");
-        assert!(succeeded(&attempt).is_err());
+        let summary_of = |attempt: &Attempt| {
+            summary(&Delivery { last_attempt: Some(attempt.clone()), ..Delivery::default() })
+        };
+        assert_eq!(summary_of(&attempt), "#2 503");
         attempt.http_status = 0;
         attempt.error_kind = ErrorKind::Timeout.into();
-        attempt.error_message = "no answer\x1b[2J".into();
-        assert_eq!(what_came(&attempt), "timeout after 12 ms: no answer\u{fffd}[2J");
-        let delivery = Delivery { last_attempt: Some(attempt), ..Delivery::default() };
-        assert_eq!(summary(&delivery), "#2 timeout");
+        assert_eq!(summary_of(&attempt), "#2 timeout");
         assert_eq!(summary(&Delivery::default()), "");
     }
 }

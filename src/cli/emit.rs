@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = time::parse_future)]
     expire_at: Option<Timestamp>,
     /// The W3C trace context that the event belongs to
-    #[arg(long, env = "TRACEPARENT", value_name = "TRACEPARENT")]
+    #[arg(long, env = "TRACEPARENT", value_name = "TRACEPARENT", hide_env_values = true)]
     traceparent: Option<String>,
     /// Emit it so many times; with an idempotency key, `-1`, `-2` … are added to it
     #[arg(long, value_name = "COUNT", default_value_t = 1,

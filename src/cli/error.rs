@@ -114,6 +114,11 @@ impl From<store::Error> for Error {
         let unavailable = error.is_unavailable();
         match &error {
             store::Error::Configuration(_) => Self::usage(error.to_string()),
+            store::Error::MasterKey(_) => {
+                Self::failure(error.to_string()).hint("see: tidings master-key --help")
+            }
+            _ if error.is_full() => Self::failure(error.to_string())
+                .hint("the disk of the database is full: make room, then try again"),
             _ if unavailable => {
                 Self::failure(error.to_string()).hint("is it running, and is --database-url right?")
             }
@@ -127,7 +132,7 @@ impl From<app::Error> for Error {
         match error {
             app::Error::Store(error) => error.into(),
             app::Error::Traces(error) => error.into(),
-            app::Error::Locked(_) => Self::failure(error.to_string())
+            app::Error::Locked { .. } => Self::failure(error.to_string())
                 .hint("stop that process, give this one another --database-url, or use PostgreSQL"),
             app::Error::Listen { .. } => Self::failure(error.to_string())
                 .hint("is the port taken by another process? `:0` takes a free one"),

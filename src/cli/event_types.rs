@@ -66,7 +66,7 @@ enum Command {
         #[command(flatten)]
         fields: Fields,
     },
-    /// Change what is given, and leave the rest
+    /// Change what is given, and leave the rest; the defaults below are those of `create`
     Update {
         /// Its name
         name: String,

@@ -69,9 +69,10 @@ enum Command {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("may").required(true).args(["operator", "scopes", "all_scopes"])))]
 struct CreateArgs {
     /// Make an operator key in the database itself; the service need not run
-    #[arg(long, conflicts_with_all = ["scopes", "all_scopes", "expires"])]
+    #[arg(long, conflicts_with = "expires")]
     operator: bool,
     /// Where the key is used, for people
     #[arg(
@@ -83,11 +84,10 @@ struct CreateArgs {
     )]
     display_name: String,
     /// What the key may do; may be given several times
-    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', value_parser = scopes(),
-        required_unless_present_any = ["operator", "all_scopes"])]
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', value_parser = scopes())]
     scopes: Vec<String>,
     /// Everything that a tenant's key can do
-    #[arg(long, conflicts_with = "scopes")]
+    #[arg(long)]
     all_scopes: bool,
     /// When it stops to work: RFC 3339, or a distance (`90d`); otherwise never
     #[arg(long, value_name = "TIME", value_parser = time::parse_future)]

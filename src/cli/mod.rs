@@ -4,6 +4,8 @@
 //! standard output; hints, logs and errors go to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrongly used, 130 stopped at once by a second signal.
 
+pub mod attempt;
+pub mod attempt_apart;
 pub mod client;
 pub mod config;
 pub mod deliveries;
@@ -14,17 +16,22 @@ pub mod errors;
 pub mod event_types;
 pub mod keys;
 pub mod listen;
+pub mod master_key;
 pub mod migrate;
 pub mod operator_key;
 pub mod output;
 pub mod serve;
 pub mod subscriptions;
+pub mod suppressions;
 pub mod tenants;
 pub mod watch;
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Environment;
 
 pub use error::Error;
 
@@ -40,14 +47,15 @@ const EXAMPLES: &str = "\
 Try it:
   tidings demo                                  everything at once, in a temporary folder
 
-Run it:
-  tidings serve                                 gRPC on 127.0.0.1:50051, data in ./tidings.db
+Run it, with receivers on this machine:
+  tidings serve --allow-http --allow-cidr 127.0.0.0/8 &
   export TIDINGS_API_KEY=$(tidings keys create --operator)
-  tidings tenants create --display-name Acme
-  tidings listen                                a local receiver that verifies signatures
-  tidings subscriptions create --help
-  tidings emit --help
-  tidings watch
+  tidings tenants create --display-name Acme    prints its id
+  export TIDINGS_TENANT=ten_…
+  tidings subscriptions create --event-type 'billing.*' --url http://127.0.0.1:9000/
+  tidings listen --secret whsec_… &             a receiver that verifies signatures
+  tidings emit billing.paid --data '{\"amount\":1200}'
+  tidings watch --include-current
 
 Each command explains itself and has examples: tidings <command> --help";
 
@@ -77,12 +85,16 @@ enum Command {
     Migrate(migrate::Args),
     /// Show the effective configuration and where each value comes from
     Config(config::Args),
+    /// Make, rotate and look after the keys that seal secrets in the database
+    MasterKey(master_key::Args),
     /// Create and revoke API keys; `--operator` makes the first one
     Keys(keys::Args),
     /// Create and manage tenants
     Tenants(tenants::Args),
     /// Create and manage subscriptions: who is told about what, and where
     Subscriptions(subscriptions::Args),
+    /// Look after addresses that get no more mail; report bounces and complaints
+    Suppressions(suppressions::Args),
     /// Describe the types of events that are emitted
     EventTypes(event_types::Args),
     /// Emit an event
@@ -95,6 +107,22 @@ enum Command {
     Listen(listen::Args),
     /// Explain the reasons that errors carry
     Errors(errors::Args),
+    /// Make one attempt for a running service, which starts this by itself
+    #[command(hide = true)]
+    AttemptApart(attempt_apart::Args),
+}
+
+/// The variables and the file that options are read from. Variables of client commands, as they are
+/// declared there, are no options of the service, and no mistake either.
+fn environment() -> Environment {
+    let mut others = BTreeSet::new();
+    let mut commands = vec![Cli::command()];
+    while let Some(command) = commands.pop() {
+        let variables = command.get_arguments().filter_map(clap::Arg::get_env);
+        others.extend(variables.map(|name| name.to_string_lossy().into_owned()));
+        commands.extend(command.get_subcommands().cloned());
+    }
+    Environment::of_process(others)
 }
 
 /// Runs the command.
@@ -107,22 +135,23 @@ pub async fn run(cli: Cli) -> Result<ExitCode, Error> {
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Config(args) => config::run(&args),
+        Command::MasterKey(args) => master_key::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Tenants(args) => tenants::run(args).await,
         Command::Subscriptions(args) => subscriptions::run(args).await,
+        Command::Suppressions(args) => suppressions::run(args).await,
         Command::EventTypes(args) => event_types::run(args).await,
         Command::Emit(args) => emit::run(args).await,
         Command::Deliveries(args) => deliveries::run(args).await,
         Command::Watch(args) => watch::run(args).await,
         Command::Listen(args) => listen::run(args).await,
         Command::Errors(args) => errors::run(&args),
+        Command::AttemptApart(args) => attempt_apart::run(args).await,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::api::proto;
 use crate::app::{self, DatabaseLock, random};
 use crate::config::DatabaseFlags;
 use crate::domain::id::KeyId;
@@ -11,7 +12,7 @@ use crate::domain::key::{self, ApiKey, Scope};
 use crate::store::{self, Store};
 
 use super::Error;
-use super::output::{self, Output};
+use super::output::{self, Json, Output, time};
 
 /// How often, and how far apart, to look whether a starting service has migrated: 5 s in all.
 const SCHEMA_CHECKS: u32 = 50;
@@ -26,7 +27,7 @@ pub async fn create(
     display_name: &str,
     output: output::Options,
 ) -> Result<ExitCode, Error> {
-    let config = database.load()?.options.store();
+    let config = database.load_from(&super::environment())?.options.store();
     let is_served = migrate(&config).await?;
     let store = Store::open(&config).await?;
     if is_served {
@@ -37,11 +38,7 @@ pub async fn create(
     let (text, created) = created?;
     let output = Output::new(output);
     if output.is_json() {
-        output.document(&serde_json::json!({
-            "id": created.id.as_str(),
-            "display_name": created.display_name,
-            "key": text,
-        }))?;
+        output.document(&Json(&answer(&created, text)))?;
     } else {
         output.line(&text)?;
     }
@@ -50,6 +47,19 @@ pub async fn create(
         created.id
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `CreateApiKey` would answer: programs read one form, whoever made the key.
+fn answer(created: &ApiKey, secret: String) -> proto::CreateApiKeyResponse {
+    let api_key = proto::ApiKey {
+        id: created.id.to_string(),
+        display_name: created.display_name.clone(),
+        prefix: created.prefix.clone(),
+        scopes: created.scopes.iter().map(|scope| scope.as_str().to_owned()).collect(),
+        create_time: Some(time::to_proto(created.create_time)),
+        ..proto::ApiKey::default()
+    };
+    proto::CreateApiKeyResponse { api_key: Some(api_key), secret }
 }
 
 /// Creates an operator key in an open database; gives its text, which is not stored, and the key.
@@ -85,7 +95,7 @@ async fn migrate(config: &store::Config) -> Result<bool, Error> {
             Ok(false)
         }
         Ok(None) => Ok(false),
-        Err(app::Error::Locked(_)) => Ok(true),
+        Err(app::Error::Locked { .. }) => Ok(true),
         Err(error) => Err(error.into()),
     }
 }

@@ -1,5 +1,6 @@
 //! `tidings serve`: runs the service until it is asked to stop.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::app::{self, Running};
@@ -12,14 +13,16 @@ use super::Error;
 const EXAMPLES: &str = "\
 Examples:
   tidings serve
-      Everything by default: SQLite in ./tidings.db, gRPC on 127.0.0.1:50051, HTTP on 127.0.0.1:8080.
+      Everything by default: SQLite in ./tidings.db, gRPC on port 50051, HTTP on port 8080.
 
   tidings serve --allow-http --allow-cidr 127.0.0.0/8
       For development: deliver to receivers on this machine, such as `tidings listen`.
 
+  (umask 077; tidings master-key generate > master.key)
+  export TIDINGS_MASTER_KEY_FILE=master.key
   tidings migrate --database-url postgres://tidings@db/tidings
   tidings serve --database-url postgres://tidings@db/tidings --grpc-addr 0.0.0.0:50051
-      On PostgreSQL, for more than one replica.
+      On PostgreSQL, for more than one replica. All of them need the same master key.
 
   TIDINGS_LOG_FORMAT=json tidings serve --config /etc/tidings.toml
       Options from flags, variables and a file; `tidings config` shows what comes of them.
@@ -43,11 +46,12 @@ pub struct Args {
 /// # Errors
 /// When it cannot start, or a part of it ended by itself.
 pub async fn run(args: Args) -> Result<ExitCode, Error> {
-    let options = args.options.load()?.options;
+    let options = args.options.load_from(&super::environment())?.options;
     logs::start(&options.logs())?;
     let mut signals = Signals::install()?;
+    let config = app::Config { program: this_program(), ..options.config() };
     let mut running = tokio::select! {
-        running = app::start(options.config()) => running?,
+        running = app::start(config) => running?,
         // Nothing has been promised to anybody yet.
         signal = signals.next() => {
             tracing::info!(signal, "stopped while starting");
@@ -65,6 +69,12 @@ pub async fn run(args: Args) -> Result<ExitCode, Error> {
         }
     };
     stop(running, failed, &mut signals).await
+}
+
+/// The program that runs: also when a newer one has taken its place on disk.
+fn this_program() -> Option<PathBuf> {
+    let running = PathBuf::from("/proc/self/exe");
+    if running.exists() { Some(running) } else { std::env::current_exe().ok() }
 }
 
 async fn stop(

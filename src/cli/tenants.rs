@@ -56,7 +56,7 @@ enum Command {
         #[command(flatten)]
         fields: Fields,
     },
-    /// Change what is given, and leave the rest
+    /// Change what is given, and leave the rest; the defaults below are those of `create`
     Update {
         /// The tenant
         #[arg(value_name = "TENANT_ID")]
@@ -95,9 +95,19 @@ struct Fields {
     /// Its number in your own system
     #[arg(long, value_name = "NUMBER")]
     account_id: Option<i64>,
-    /// Who is told of trouble by mail
+    /// Who is told of everything by mail
     #[arg(long, value_name = "ADDRESS")]
     primary_contact: Option<String>,
+    /// Event types that this person is not told of, such as `billing.*`; may be given several times,
+    /// and replaces all that there were
+    #[arg(long = "primary-contact-exclusion", value_name = "PATTERN")]
+    primary_contact_exclusions: Vec<String>,
+    /// The language of its mails, such as `de-AT`
+    #[arg(long, value_name = "TAG")]
+    locale: Option<String>,
+    /// The time zone of its mails, such as `Europe/Vienna`
+    #[arg(long, value_name = "ZONE")]
+    time_zone: Option<String>,
     /// The URL for subscriptions that have none of their own
     #[arg(long, value_name = "URL")]
     webhook_url: Option<String>,
@@ -117,6 +127,9 @@ impl Fields {
             ("environment", self.environment.is_some()),
             ("account_id", self.account_id.is_some()),
             ("primary_contact", self.primary_contact.is_some()),
+            ("primary_contact_exclusions", !self.primary_contact_exclusions.is_empty()),
+            ("locale", self.locale.is_some()),
+            ("time_zone", self.time_zone.is_some()),
             ("webhook_url", self.webhook_url.is_some()),
             ("labels", !self.labels.is_empty()),
             ("retry_policy", retry_policy.is_some()),
@@ -126,6 +139,9 @@ impl Fields {
             environment: self.environment.unwrap_or_default(),
             account_id: self.account_id,
             primary_contact: self.primary_contact.unwrap_or_default(),
+            primary_contact_exclusions: self.primary_contact_exclusions,
+            locale: self.locale.unwrap_or_default(),
+            time_zone: self.time_zone.unwrap_or_default(),
             webhook_url: self.webhook_url.unwrap_or_default(),
             labels: self.labels.into_iter().collect(),
             retry_policy,
@@ -219,6 +235,9 @@ fn show(output: Output, tenant: Option<&Tenant>) -> Result<(), Error> {
         ("environment", table::printable(&tenant.environment)),
         ("account", tenant.account_id.map(|id| id.to_string()).unwrap_or_default()),
         ("primary contact", table::printable(&tenant.primary_contact)),
+        ("not told of", table::printable(&tenant.primary_contact_exclusions.join(", "))),
+        ("locale", table::printable(&tenant.locale)),
+        ("time zone", table::printable(&tenant.time_zone)),
         ("webhook URL", table::printable(&tenant.webhook_url)),
         ("labels", labels(&tenant.labels)),
         ("retries", retry::describe(tenant.retry_policy.as_ref())),

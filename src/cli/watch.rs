@@ -3,7 +3,6 @@
 //! A broken stream is taken up again where it broke, by itself. At least once: after that a change
 //! may be shown twice. The place is kept in memory and, with `--resume-file`, on disk.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -234,31 +233,111 @@ fn read_place(file: &Path) -> Result<String, Error> {
 
 /// The token goes with the filters, so the whole command is shown.
 fn how_to_resume(args: &Args, place: &Place) {
-    let output = Output::new(args.output);
-    if place.token.is_empty() {
-        return;
+    if let Some(command) = resume_command(args, place) {
+        Output::new(args.output).note(&format!("\nGo on later, without a gap:\n  {command}"));
     }
-    let mut command = "tidings watch".to_owned();
+}
+
+/// The command that goes on from this place: everything that was given, as a shell reads it. The
+/// API key is a secret and stays where it was given; `None` before there is a place.
+fn resume_command(args: &Args, place: &Place) -> Option<String> {
+    if place.token.is_empty() {
+        return None;
+    }
+    let mut command = format!("{} watch", output::program());
     let mut add = |option: &str, value: &str| {
-        // Writing to a String cannot fail.
-        let _ = write!(command, " --{option}='{value}'");
+        command.extend([" --", option, "=", &output::quoted(value)]);
     };
+    if args.connection.endpoint != client::DEFAULT_ENDPOINT {
+        add("endpoint", &args.connection.endpoint);
+    }
+    if let Some(file) = &args.connection.tls_ca_file {
+        add("tls-ca-file", &file.display().to_string());
+    }
+    Some(args.tenant.id()).filter(|id| !id.is_empty()).iter().for_each(|id| add("tenant", id));
     args.event_types.iter().for_each(|pattern| add("event-type", pattern));
     args.states.iter().for_each(|state| {
         add("state", &names::plain::<DeliveryState>(i32::from(*state)));
     });
     args.subscription.iter().for_each(|id| add("subscription", id));
     args.event.iter().for_each(|id| add("event", id));
+    args.limit.iter().for_each(|limit| add("limit", &limit.to_string()));
     match &args.resume_file {
         Some(file) => add("resume-file", &file.display().to_string()),
         None => add("resume", &place.token),
     }
-    output.note(&format!("\nGo on later, without a gap:\n  {command}"));
+    if args.output.json {
+        command.push_str(" --json");
+    }
+    Some(command)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(words: &[&str]) -> Args {
+        use clap::Parser;
+        Line::try_parse_from(std::iter::once(&"watch").chain(words)).expect("valid").args
+    }
+
+    fn place(token: &str) -> Place {
+        Place { token: token.into(), file: None, saved: time::now(), is_saved: true }
+    }
+
+    /// The words that a shell makes of a command line, up to the quotes that we write.
+    fn words(command: &str) -> Vec<String> {
+        let (mut words, mut is_quoted) = (vec![String::new()], false);
+        let mut chars = command.chars();
+        while let Some(c) = chars.next() {
+            let word = words.last_mut().expect("one");
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                '\\' if !is_quoted => word.extend(chars.next()),
+                ' ' if !is_quoted => words.push(String::new()),
+                c => word.push(c),
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn the_way_to_resume_is_a_command_that_means_the_same() {
+        let given = [
+            "--endpoint=http://127.0.0.1:9",
+            "--api-key=tdk_secret",
+            "--tls-ca-file=/a b/it's.pem",
+            "--tenant=ten_1",
+            "--event-type=billing.*",
+            "--event-type=run_failed",
+            "--state=failed",
+            "--subscription=sub_1",
+            "--event=evt_1",
+            "--limit=7",
+            "--json",
+            "--include-current",
+        ];
+        let args = parse(&given);
+        assert_eq!(resume_command(&args, &place("")), None, "no place, no command");
+        let command = resume_command(&args, &place("t-1")).expect("a command");
+        assert!(!command.contains("tdk_secret"), "{command}");
+        let words = words(&command);
+        assert_eq!(words[1], "watch");
+        let words: Vec<_> = words[2..].iter().map(String::as_str).collect();
+        let again = parse(&words);
+        let mut expected = args;
+        // The key stays a secret, and what there was has been shown.
+        expected.connection.api_key = again.connection.api_key.clone();
+        expected.include_current = false;
+        expected.resume = Some("t-1".into());
+        assert_eq!(format!("{again:?}"), format!("{expected:?}"));
+    }
 
     #[test]
     fn a_place_survives_in_its_file() {

@@ -29,15 +29,7 @@ macro_rules! flag_sets {
         pub struct $name(Given);
 
         impl $name {
-            /// Reads all options: from these flags, the process's variables and the file.
-            ///
-            /// # Errors
-            /// When options are wrong: all of them.
-            pub fn load(&self) -> Result<Loaded, Invalid> {
-                self.load_from(&Environment::of_process())
-            }
-
-            /// Reads all options: from these flags and `environment`.
+            /// Reads all options: from these flags, and the variables and the file of `environment`.
             ///
             /// # Errors
             /// When options are wrong: all of them.

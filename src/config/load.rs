@@ -1,33 +1,45 @@
 //! Reading the options: flag, then variable, then file, then default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::{env, fs, io};
 
 use toml::{Table, Value};
 
 use super::flags::{DEFAULT_FILE, FILE_VARIABLE, Given};
 use super::options::{Declaration, declarations};
-use super::{Invalid, Options};
+use super::secret::{self, MasterKeyFile};
+use super::{Invalid, Options, unknown};
 
 /// What surrounds the process: its variables and where it looks for its file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Environment {
     /// Variables that start with `TIDINGS_`.
     pub variables: BTreeMap<String, String>,
+    /// Those that something else reads. What is neither here nor an option is an error.
+    pub others: BTreeSet<String>,
     /// The folder of the default file.
     pub folder: PathBuf,
 }
 
+/// Tells the variables' names: their values may be secrets.
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.variables.keys().collect();
+        f.debug_struct("Environment").field("variables", &names).finish_non_exhaustive()
+    }
+}
+
 impl Environment {
-    /// The process's own. A variable that is not UTF-8 counts as not set.
-    pub fn of_process() -> Self {
+    /// The process's own; `others` are the variables that client commands read. A variable that is
+    /// not UTF-8 counts as not set.
+    pub fn of_process(others: BTreeSet<String>) -> Self {
         let variables = env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name.starts_with("TIDINGS_"))
             .collect();
-        Self { variables, folder: PathBuf::new() }
+        Self { variables, others, folder: PathBuf::new() }
     }
 
     /// A variable's value; one that is empty counts as not set.
@@ -95,6 +107,7 @@ impl Loaded {
     pub(super) fn read(given: &Given, environment: &Environment) -> Result<Self, Invalid> {
         let mut problems = Vec::new();
         let file = File::read(given, environment, &mut problems);
+        problems.extend(unknown::variables(environment));
         let mut options = Options::default();
         let mut origins = Vec::with_capacity(declarations().len());
         for declaration in declarations() {
@@ -105,6 +118,20 @@ impl Loaded {
                 problems.push(problem(declaration, &origin, &right));
             }
             origins.push(origin);
+        }
+        if let Some(text) = environment.variable(secret::VARIABLE) {
+            if options.master_key_file.is_file() {
+                problems.push(format!(
+                    "{} and master-key-file are both set: one of them must go",
+                    secret::VARIABLE
+                ));
+            } else {
+                options.master_key_file = MasterKeyFile::in_variable(text.to_owned());
+                let places = declarations().iter().zip(&mut origins);
+                for (_, origin) in places.filter(|(known, _)| known.key == "master-key-file") {
+                    *origin = Origin::Variable(secret::VARIABLE.into());
+                }
+            }
         }
         if problems.is_empty() {
             problems = options.conflicts();
@@ -187,7 +214,7 @@ impl File {
         };
         match text.parse::<Table>() {
             Ok(table) => {
-                problems.extend(unknown_keys(&path, &table));
+                problems.extend(unknown::keys(&path, &table));
                 Self { path, table }
             }
             Err(error) => {
@@ -201,23 +228,9 @@ impl File {
     }
 }
 
-fn unknown_keys(path: &Path, table: &Table) -> Vec<String> {
-    let known = || declarations().iter().map(|declaration| &declaration.key);
-    let unknown = table.keys().filter(|key| known().all(|known| known != *key));
-    unknown
-        .map(|key| {
-            let wanted = key.replace('_', "-");
-            let similar = |known: &&String| **known == wanted || **known == format!("{wanted}s");
-            match known().find(similar) {
-                Some(known) => format!("{key} in {} must be written {known}", path.display()),
-                None => format!("{key} in {} is no option", path.display()),
-            }
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
@@ -230,7 +243,7 @@ mod tests {
     fn environment(folder: &Path, variables: &[(&str, &str)]) -> Environment {
         let variables =
             variables.iter().map(|(name, text)| ((*name).into(), (*text).into())).collect();
-        Environment { variables, folder: folder.into() }
+        Environment { variables, folder: folder.into(), ..Environment::default() }
     }
 
     #[test]
@@ -304,6 +317,21 @@ mod tests {
         let error = Loaded::read(&Given::default(), &environment).unwrap_err();
         assert!(error.to_string().contains("bad.toml line 2: "), "{error}");
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_master_key_comes_from_one_place_and_is_never_shown() {
+        let variables = [("TIDINGS_MASTER_KEY", "tdmk_hunter2")];
+        let mut environment = environment(Path::new("/nowhere"), &variables);
+        assert!(!format!("{environment:?}").contains("hunter2"));
+        let loaded = Loaded::read(&Given::default(), &environment).unwrap();
+        assert!(!format!("{loaded:?}").contains("hunter2"));
+        let shown = loaded.shown().find(|shown| shown.key == "master-key-file").unwrap();
+        assert_eq!((shown.value, shown.origin.to_string()), (None, "TIDINGS_MASTER_KEY".into()));
+        let name = "TIDINGS_MASTER_KEY_FILE".to_owned();
+        environment.variables.insert(name, "/etc/master.key".into());
+        let error = Loaded::read(&Given::default(), &environment).unwrap_err().to_string();
+        assert!(error.contains("both set") && !error.contains("hunter2"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,15 @@ or `TIDINGS_CONFIG` names, or else `tidings.toml` in the current folder, if ther
 are the names in the first column. An empty variable counts as not set.
 
 `tidings config` prints the effective value of every option and where it comes from, with secrets
-masked. All wrong options are reported at once, before anything is started.
+masked. All wrong options are reported at once, before anything is started. So is a key of the file or
+a `TIDINGS_…` variable that is no option, with the nearest name: nothing misspelt is ignored. The
+variables of the client commands (`TIDINGS_ENDPOINT` and the like) and those that Kubernetes makes for
+services (`TIDINGS_SERVICE_HOST`, `TIDINGS_PORT_50051_TCP` and so on) may stand beside them.
+
+Secrets in the database are sealed under a master key: `master-key-file` names the file with it, or the
+variable `TIDINGS_MASTER_KEY` holds it; no flag and no file of options does. See
+[secrets.md](secrets.md). Lines that libraries log below `info` are never written, whatever
+`log-filter` says, because they may quote secrets.
 
 Durations are whole numbers with units: `500ms`, `15s`, `5m`, `1h30m`, `30d`.
 ";

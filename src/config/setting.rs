@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::Value;
 
 use crate::channel::webhook::Cidr;
+use crate::domain::feedback::webhook::SendGridKey;
 use crate::telemetry::logs;
 
 /// How an option is written on the command line.
@@ -164,6 +165,17 @@ impl Setting for Vec<Cidr> {
 
     fn show(&self) -> Option<Value> {
         Some(Value::Array(self.iter().map(|cidr| Value::String(cidr.to_string())).collect()))
+    }
+}
+
+impl Setting for SendGridKey {
+    fn read(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+            .ok_or_else(|| "the verification key as SendGrid shows it: MFkw… and so on".into())
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::String(self.text()))
     }
 }
 

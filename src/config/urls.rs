@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use toml::Value;
-use url::Url;
+use url::{Host, Url};
 
 use crate::store;
 
@@ -81,6 +81,43 @@ impl Setting for OtlpEndpoint {
     }
 }
 
+/// Where people outside reach the HTTP pages: with TLS, or on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// The URL without a slash at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Setting for PublicUrl {
+    fn read(text: &str) -> Result<Self, String> {
+        let is_local = |url: &Url| match url.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        Url::parse(text)
+            .ok()
+            .filter(|url| url.scheme() == "https" || (url.scheme() == "http" && is_local(url)))
+            .filter(|url| url.username().is_empty() && url.password().is_none())
+            .filter(|url| url.query().is_none() && url.fragment().is_none())
+            .map(|url| Self(url.as_str().trim_end_matches('/').to_owned()))
+            .ok_or_else(|| {
+                "an https URL without a query, such as https://tidings.company.com, or http on this \
+                 machine"
+                    .into()
+            })
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::String(self.0.clone()))
+    }
+}
+
 /// `url` with its password, also one that is a query parameter, replaced by `***`.
 fn without_password(url: &str) -> String {
     let Ok(mut parsed) = Url::parse(url) else {
@@ -126,6 +163,32 @@ mod tests {
             let value = read.show().and_then(|value| value.as_str().map(str::to_owned));
             assert_eq!(value.as_deref(), Some(shown), "{url}");
             assert!(!format!("{read:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn a_public_url_is_safe_to_follow() {
+        for (text, expected) in [
+            ("https://tidings.company.com", "https://tidings.company.com"),
+            ("https://Company.com/tidings/", "https://company.com/tidings"),
+            ("http://127.0.0.1:8080/", "http://127.0.0.1:8080"),
+            ("http://[::1]:8080", "http://[::1]:8080"),
+            ("http://localhost:8080", "http://localhost:8080"),
+        ] {
+            assert_eq!(PublicUrl::read(text).map(|url| url.0).as_deref(), Ok(expected));
+        }
+        for text in [
+            "",
+            "tidings.company.com",
+            "http://tidings.company.com",
+            "http://localhost.company.com",
+            "https://me:secret@company.com",
+            "https://company.com/?a=b",
+            "https://company.com/#x",
+            "javascript:alert(1)",
+            "ftp://company.com",
+        ] {
+            assert!(PublicUrl::read(text).is_err(), "{text}");
         }
     }
 

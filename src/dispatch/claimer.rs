@@ -1,40 +1,57 @@
 //! Leases what is due, in fair turns: page by page over the subscriptions that have something
 //! scheduled, and from each no more than its lane has room for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::domain::id::TenantId;
+use crate::domain::subscription::Subscription;
 use crate::domain::{Clock, Timestamp};
-use crate::store::{Error, Room, SubscriptionRef};
+use crate::store::{Candidate, Catalog, Claim, Error, SubscriptionRef};
 
 use super::Shared;
+use super::decide::claims::{BREATH, Giver, PORTION, Plan, Round};
 use super::queue::{Job, Permit, Queue};
 
 /// Subscriptions that one turn looks at.
 const PAGE: u32 = 256;
-/// Deliveries of one subscription that one turn leases at most.
-const PORTION: usize = 64;
 /// The pause after a database error.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
-/// The shortest pause between two rounds: lets results and other work get a turn.
-const BREATH: Duration = Duration::from_millis(2);
-
-/// What a round over all subscriptions found.
-struct Round {
-    claimed: usize,
-    /// Something was due that found no room.
-    is_full: bool,
-    /// When the next delivery is due.
-    next_due: Option<Timestamp>,
+/// Gives places of the queue, by the settings that the claim has read.
+struct Places<'a> {
+    queue: &'a Queue,
+    catalogs: &'a HashMap<TenantId, Catalog>,
 }
 
-/// Claims until it is stopped.
+impl Places<'_> {
+    fn settings(&self, of: SubscriptionRef) -> Option<&Subscription> {
+        self.catalogs.get(&of.tenant_id)?.subscription(of.id).map(AsRef::as_ref)
+    }
+}
+
+impl Giver<Permit> for Places<'_> {
+    fn reserve(&mut self, of: SubscriptionRef) -> Vec<Permit> {
+        self.queue.reserve(of.id, self.settings(of), PORTION)
+    }
+
+    fn reserve_probe(&mut self, of: SubscriptionRef) -> Option<Permit> {
+        self.queue.reserve_probe(of.id, self.settings(of))
+    }
+
+    fn weigh(&mut self, place: &mut Permit, bytes: usize) -> bool {
+        place.weigh(bytes)
+    }
+}
+
+/// Claims until it is stopped, and lets go of the second part of `stop` once it leases nothing more.
 pub(super) async fn run(
     shared: Arc<Shared>,
     queue: Queue,
-    stop: CancellationToken,
+    (stop, claiming): (CancellationToken, TaskTrackerToken),
 ) -> &'static str {
     while !stop.is_cancelled() {
         let round = match round(&shared, &queue).await {
@@ -49,14 +66,10 @@ pub(super) async fn run(
             }
         };
         shared.metrics.queue_held.set(i64::try_from(queue.len()).unwrap_or(i64::MAX));
+        shared.metrics.queue_bytes.set(i64::try_from(queue.bytes()).unwrap_or(i64::MAX));
         let now = shared.clock.now();
         queue.prune(now);
-        let until_due = round.next_due.map_or(shared.config.poll_interval, |due| due.since(now));
-        let pause = if round.claimed > 0 {
-            BREATH
-        } else {
-            until_due.clamp(BREATH, shared.config.poll_interval)
-        };
+        let pause = round.pause(now, shared.config.poll_interval);
         tokio::select! {
             () = stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
@@ -64,20 +77,18 @@ pub(super) async fn run(
             () = queue.room(), if round.is_full => tokio::time::sleep(BREATH).await,
         }
     }
+    drop(claiming);
     std::future::pending().await
 }
 
 async fn round(shared: &Shared, queue: &Queue) -> Result<Round, Error> {
-    let mut round = Round { claimed: 0, is_full: false, next_due: None };
+    let mut round = Round::default();
     let mut cursor = None;
     loop {
         let page = shared.store.scheduled(cursor, PAGE).await?;
         let now = shared.clock.now();
-        let (due, later): (Vec<_>, Vec<_>) = page.iter().partition(|(_, due)| *due <= now);
-        let soonest = later.iter().map(|(_, due)| *due).min();
-        round.next_due = round.next_due.into_iter().chain(soonest).min();
+        let due = round.due(&page, now);
         if !due.is_empty() {
-            let due: Vec<_> = due.into_iter().map(|(subscription, _)| subscription).collect();
             claim(shared, queue, &due, now, &mut round).await?;
         }
         cursor = page.last().map(|(subscription, _)| *subscription);
@@ -98,30 +109,25 @@ async fn claim(
     tenants.dedup();
     let settings_seen = shared.store.settings_seen();
     let catalogs = shared.catalog.current(&shared.store, &tenants).await?;
-    let mut rooms = Vec::with_capacity(due.len());
-    let mut permits: std::collections::HashMap<_, Vec<Permit>> = std::collections::HashMap::new();
-    for subscription in due {
-        // A tenant that is being deleted has no catalog; its deliveries go with it.
-        let Some(catalog) = catalogs.get(&subscription.tenant_id) else { continue };
-        let settings = catalog.subscription(subscription.id).map(AsRef::as_ref);
-        let granted = queue.reserve(subscription.id, settings, PORTION);
-        if granted.len() < PORTION {
-            round.is_full = true;
-        }
-        if !granted.is_empty() {
-            rooms.push(Room {
-                subscription: *subscription,
-                room: u32::try_from(granted.len()).unwrap_or(u32::MAX),
-            });
-            permits.insert(subscription.id, granted);
-        }
-    }
-    let claimed = shared.store.claim(&rooms, shared.lease.node(), now).await?;
+    let mut places = Places { queue, catalogs: &catalogs };
+    // A tenant that is being deleted has no catalog; its deliveries go with it.
+    let known = due.iter().filter(|of| catalogs.contains_key(&of.tenant_id));
+    let gates = known.map(|of| (*of, shared.endpoints.gate(of.id, places.settings(*of), now)));
+    let gates: Vec<_> = gates.collect();
+    let mut plan = Plan::of(gates, &mut places, round);
+    let (rooms, probed) = (std::mem::take(&mut plan.rooms), std::mem::take(&mut plan.probed));
+    let admit = |candidate: &Candidate| plan.admit(candidate, &mut places, round);
+    let probe_until = now.plus(shared.config.health.probe_lease);
+    let node = shared.lease.node();
+    let Claim { claimed, probes } =
+        shared.store.claim_probing(&rooms, (&probed, probe_until), node, now, admit).await?;
+    shared.endpoints.learn(probes.into_values(), now);
     round.claimed += claimed.len();
     shared.metrics.claimed.inc_by(claimed.len() as u64);
     for claimed in claimed {
         let delivery = claimed.delivery;
-        let permit = permits.get_mut(&delivery.subscription_id).and_then(Vec::pop);
+        let permit = plan.take(delivery.id);
+        fail_point!(ClaimHandOver, continue);
         let catalog = catalogs.get(&delivery.tenant_id).cloned();
         let (Some(permit), Some(catalog)) = (permit, catalog) else { continue };
         queue.push(Job {

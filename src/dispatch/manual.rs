@@ -1,17 +1,23 @@
 //! Attempts that somebody asked for: a manual retry, and the test of a subscription. They are made
-//! at once, in the caller's time, and leave the automatic schedule as it was.
+//! at once, in the caller's time, and leave the automatic schedule as it was. They pass the limits of
+//! the subscription on purpose; [`super::turns`] bounds how many a tenant may have under way.
 
 use std::sync::{Arc, PoisonError};
 
-use crate::domain::attempt::{Attempt, Outcome, Trigger};
-use crate::domain::delivery::{Delivery, LastAttempt, State};
+use crate::domain::attempt::{Attempt, Trigger};
+use crate::domain::channel::Channel;
+use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::Event;
+use crate::domain::health::Observation;
 use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
 use crate::domain::trace::TraceContext;
 use crate::domain::{Clock, Timestamp};
-use crate::store::{Catalog, Ended, Error, LateResult, ManualClaim};
+use crate::store::{Catalog, Ended, Error, LateResult, ManualClaim, Observed, SubscriptionRef};
 
 use super::Shared;
+use super::decide::delivery::after_manual;
+use super::mail::Standing;
+use super::quarantine::{self, Made};
 
 /// The event type of a test.
 const PING: &str = "tidings.ping";
@@ -49,6 +55,9 @@ pub enum ManualError {
     /// The delivery is under way, or held.
     #[error("the delivery is {}", .0.as_str())]
     NotRetryable(State),
+    /// The tenant has as many under way as it may.
+    #[error("the tenant has too many attempts on request under way")]
+    TooMany,
     /// The attempt was broken off.
     #[error("the attempt was broken off")]
     BrokenOff,
@@ -66,14 +75,19 @@ impl ManualAttempts {
     /// and recorded even if nobody waits for it any more.
     ///
     /// # Errors
-    /// When there is nothing to attempt.
+    /// When there is nothing to attempt, or too many are under way.
     pub async fn retry(
         &self,
         tenant_id: TenantId,
         id: DeliveryId,
     ) -> Result<ManualResult, ManualError> {
+        // The turn goes with the attempt: a caller that goes away does not make room for another.
+        let turn = self.shared.turns.take(tenant_id).ok_or(ManualError::TooMany)?;
         let attempts = self.clone();
-        let made = self.shared.manual.spawn(async move { attempts.make(tenant_id, id).await });
+        let made = self.shared.manual.spawn(async move {
+            let _turn = turn;
+            attempts.make(tenant_id, id).await
+        });
         // It ends early only when it panicked, which has been reported, or with the process.
         made.await.unwrap_or(Err(ManualError::BrokenOff))
     }
@@ -99,10 +113,33 @@ impl ManualAttempts {
             }
             return Err(ManualError::NotRetryable(state));
         };
+        if shared.standing(&delivery.recipient, &subscription).await != Standing::MayGo {
+            // Whoever wants nothing more gets nothing more, also on request.
+            if let Some(due) = due {
+                self.put_back(*delivery, None, due).await?;
+            }
+            return Err(ManualError::NotRetryable(State::Suppressed));
+        }
         let task =
             shared.task(&delivery, &Arc::new(event), &catalog, subscription, Trigger::Manual);
-        let attempt = shared.attempt(&task).await;
+        let (attempt, is_fatal) = match shared.attempt_of(&delivery, &task).await {
+            Made::Attempt(attempt) => (attempt, false),
+            Made::Fatal(attempt) => (attempt, true),
+            Made::Nothing => {
+                if let Some(due) = due {
+                    self.put_back(*delivery, None, due).await?;
+                }
+                return Err(ManualError::BrokenOff);
+            }
+        };
+        let of = SubscriptionRef { tenant_id, id: task.subscription.id };
+        shared.observe_request(of, delivery.id, &attempt).await;
+        shared.suppress_bounced(&task, &attempt).await;
         match due {
+            Some(_) if is_fatal => {
+                let after = quarantine::quarantined(*delivery, &attempt, shared.clock.now());
+                self.record(Ended { after, attempt: Some(attempt) }).await
+            }
             Some(due) => self.put_back(*delivery, Some(attempt), due).await,
             None => self.add(tenant_id, attempt).await,
         }
@@ -111,13 +148,14 @@ impl ManualAttempts {
     /// Sends a signed `tidings.ping` to a subscription, whatever its state.
     ///
     /// # Errors
-    /// When the tenant has no such subscription.
+    /// When the tenant has no such subscription, or too many are under way.
     pub async fn test(
         &self,
         tenant_id: TenantId,
         id: SubscriptionId,
     ) -> Result<TestResult, ManualError> {
         let shared = &self.shared;
+        let _turn = shared.turns.take(tenant_id).ok_or(ManualError::TooMany)?;
         let catalog = self.catalog(tenant_id).await?;
         let subscription = catalog.subscription(id).cloned().ok_or(ManualError::NotFound)?;
         let now = shared.clock.now();
@@ -133,6 +171,14 @@ impl ManualAttempts {
             (event, DeliveryId::new(now, &mut *random))
         };
         let event_id = event.id;
+        let recipient = match &subscription.spec.channel {
+            Channel::Webhook(_) => String::new(),
+            // One mail shows what all would get.
+            Channel::Email(email) => email.recipients.first().cloned().unwrap_or_default(),
+        };
+        if shared.standing(&recipient, &subscription).await != Standing::MayGo {
+            return Err(ManualError::NotRetryable(State::Suppressed));
+        }
         let task = crate::domain::attempt::Task {
             delivery_id,
             number: 1,
@@ -140,9 +186,17 @@ impl ManualAttempts {
             trace: shared.child_of(event.trace),
             event: Arc::new(event),
             tenant: Arc::clone(&catalog.own.tenant),
+            unsubscribe_url: shared.unsubscribe_url(&subscription, &recipient),
+            recipient,
             subscription,
+            create_time: now,
+            email_template: String::new(),
+            digest: Vec::new(),
         };
-        Ok(TestResult { event_id, attempt: shared.attempt(&task).await })
+        let attempt = shared.attempt(&task).await;
+        let of = SubscriptionRef { tenant_id, id };
+        shared.observe_request(of, delivery_id, &attempt).await;
+        Ok(TestResult { event_id, attempt })
     }
 
     async fn catalog(&self, tenant_id: TenantId) -> Result<Catalog, ManualError> {
@@ -154,22 +208,18 @@ impl ManualAttempts {
     /// on as before.
     async fn put_back(
         &self,
-        mut delivery: Delivery,
+        delivery: Delivery,
         attempt: Option<Attempt>,
         due: Timestamp,
     ) -> Result<ManualResult, ManualError> {
         let now = self.shared.clock.now();
-        delivery.revision += 1;
-        delivery.update_time = now;
-        (delivery.state, delivery.next_attempt_time) = (State::Scheduled, Some(due));
-        if let Some(attempt) = &attempt {
-            delivery.attempt_count = attempt.number;
-            delivery.last_attempt = Some(LastAttempt::of(attempt));
-            if attempt.report.outcome == Outcome::Delivered {
-                (delivery.state, delivery.next_attempt_time) = (State::Succeeded, None);
-            }
-        }
-        let ended = Ended { after: delivery, attempt };
+        let after = after_manual(delivery, attempt.as_ref(), due, now);
+        self.record(Ended { after, attempt }).await
+    }
+
+    /// Writes how the lease of a delivery ended.
+    async fn record(&self, ended: Ended) -> Result<ManualResult, ManualError> {
+        let now = self.shared.clock.now();
         let recorded = self.shared.store.record(std::slice::from_ref(&ended), now).await?;
         let Some(attempt) = ended.attempt else { return Err(ManualError::NotFound) };
         if recorded.fenced.is_empty() {
@@ -193,6 +243,31 @@ impl ManualAttempts {
                 Ok(ManualResult { delivery: *delivery, attempt })
             }
             LateResult::Known | LateResult::Lost => Err(ManualError::NotFound),
+        }
+    }
+}
+
+impl Shared {
+    /// Lets an attempt on request say that its endpoint works again. Its failure says nothing: a
+    /// person is looking already.
+    async fn observe_request(
+        &self,
+        subscription: SubscriptionRef,
+        delivery_id: DeliveryId,
+        attempt: &Attempt,
+    ) {
+        let Some(observation) = Observation::of(attempt) else { return };
+        let now = self.clock.now();
+        let random = self.random_unit();
+        let observed = Observed { delivery_id, subscription, observation, random };
+        match self.store.observe_one(observed, &self.config.health, now).await {
+            Ok(Some(change)) => {
+                self.endpoints.learn([change.row()], now);
+                self.endpoint_changed(&change);
+            }
+            Ok(None) => {}
+            // The next probe finds out.
+            Err(error) => tracing::debug!(%error, "an endpoint's health could not be written"),
         }
     }
 }

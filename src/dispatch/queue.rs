@@ -1,33 +1,29 @@
 //! What this node has leased: a lane per subscription, all within a bounded number of permits.
 //!
 //! A permit is reserved before a delivery is leased, so memory is bounded by configuration, never by
-//! the backlog. A lane has at most the subscription's `max_in_flight` attempts under way; a slow
-//! endpoint fills its own lane and no other. Even when the node is full a lane may have a few
-//! deliveries, so that many slow endpoints cannot lock out a good one.
+//! the backlog nor by the number of subscriptions: in places, and in bytes of events. (An event that
+//! several deliveries share counts for each of them, since each attempt makes a body of its own.) A
+//! lane has at most as many attempts under way as the subscription, its endpoint's health and the
+//! other replicas leave to this node; a slow endpoint fills its own lane and no other. One tenant
+//! never takes all places, and a quarter of the places and of the bytes is kept for the first few
+//! deliveries of each lane, so that slow endpoints cannot lock out a good one.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-use crate::domain::channel::{Channel, DEFAULT_MAX_IN_FLIGHT};
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::id::{DeliveryId, SubscriptionId};
+use crate::domain::id::{DeliveryId, NodeId, SubscriptionId};
 use crate::domain::subscription::Subscription;
 use crate::domain::{Clock, Timestamp};
 use crate::store::{Catalog, SettingsSeen};
 
 use super::Config;
-use super::worker::Worker;
-
-/// Deliveries that a lane may hold per attempt that it may have under way: enough that a fast
-/// endpoint never waits for the next claim.
-const DEPTH: usize = 8;
-/// Deliveries that every lane may hold even when the node is full.
-const GUARANTEED: usize = 2;
+use super::decide::lanes::{self, Lanes, Place};
+use super::slots::Slots;
+use super::worker::{Turn, Worker};
 
 /// A delivery that is leased to this node, and all that an attempt needs.
 pub struct Job {
@@ -48,66 +44,39 @@ pub struct Job {
 /// A place in the queue; given back when dropped.
 pub struct Permit {
     queue: Weak<Inner>,
-    subscription: SubscriptionId,
-    /// The delivery that has the place, once there is one.
-    delivery: Option<DeliveryId>,
+    pub(super) place: Place,
+    /// The name under which its delivery is leased: as of the reservation, which comes first. When
+    /// the name changes in between, the delivery is left to others for nothing.
+    node: NodeId,
+}
+
+impl Permit {
+    /// The name under which its delivery is leased.
+    pub(super) const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Takes room for an event of so many bytes; `false`, and nothing is taken, when there is none.
+    /// To be asked once, before the event comes into memory.
+    pub fn weigh(&mut self, bytes: usize) -> bool {
+        self.queue.upgrade().is_some_and(|queue| queue.lock().weigh(&mut self.place, bytes))
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(queue) = self.queue.upgrade() else { return };
-        let mut lanes = queue.lock();
-        lanes.held -= 1;
-        if let Some(delivery) = self.delivery {
-            lanes.deliveries.remove(&delivery);
+        queue.lock().give_back(&self.place);
+        // A permit that was never used is one that the claimer had too many: no news to it.
+        if self.place.is_used() {
+            queue.room.notify_one();
         }
-        if let Some(lane) = lanes.by_subscription.get_mut(&self.subscription) {
-            lane.held -= 1;
-            if lane.is_over() {
-                lanes.by_subscription.remove(&self.subscription);
-            }
-        }
-        drop(lanes);
-        queue.room.notify_one();
     }
-}
-
-#[derive(Default)]
-struct Lane {
-    /// Permits: waiting, under way, or being recorded.
-    held: usize,
-    /// Workers.
-    active: usize,
-    waiting: VecDeque<Job>,
-    /// Before this instant no request may start, when the subscription limits its rate. Such a lane
-    /// outlives its deliveries, or the limit would be forgotten: [`Queue::prune`] ends it.
-    next_start: Option<Timestamp>,
-}
-
-impl Lane {
-    const fn is_idle(&self) -> bool {
-        self.held == 0 && self.active == 0
-    }
-
-    /// Whether nothing is left to remember.
-    const fn is_over(&self) -> bool {
-        self.is_idle() && self.next_start.is_none()
-    }
-}
-
-#[derive(Default)]
-struct Lanes {
-    by_subscription: HashMap<SubscriptionId, Lane>,
-    /// Which deliveries have a place.
-    deliveries: HashSet<DeliveryId>,
-    held: usize,
-    is_closed: bool,
 }
 
 struct Inner {
-    lanes: Mutex<Lanes>,
-    size: usize,
-    in_flight: Semaphore,
+    lanes: Mutex<Lanes<Job>>,
+    in_flight: Slots,
     worker: Worker,
     tracker: TaskTracker,
     aborted: tokio_util::sync::CancellationToken,
@@ -116,7 +85,7 @@ struct Inner {
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Lanes> {
+    fn lock(&self) -> MutexGuard<'_, Lanes<Job>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -125,21 +94,11 @@ impl Inner {
 #[derive(Clone)]
 pub struct Queue(Arc<Inner>);
 
-/// How many attempts may be under way to a subscription.
-fn max_in_flight(subscription: Option<&Subscription>) -> usize {
-    let limit = match subscription.map(|subscription| &subscription.spec.channel) {
-        Some(Channel::Webhook(webhook)) => webhook.max_in_flight,
-        Some(Channel::Email(_)) | None => DEFAULT_MAX_IN_FLIGHT,
-    };
-    usize::try_from(limit.max(1)).unwrap_or(1)
-}
-
 impl Queue {
     pub(super) fn new(config: &Config, worker: Worker) -> Self {
         Self(Arc::new(Inner {
-            lanes: Mutex::default(),
-            size: config.queue_size,
-            in_flight: Semaphore::new(config.max_in_flight),
+            lanes: Mutex::new(Lanes::new(config.queue_size, config.queue_bytes)),
+            in_flight: Slots::new(config.max_in_flight),
             worker,
             tracker: TaskTracker::new(),
             aborted: tokio_util::sync::CancellationToken::new(),
@@ -148,131 +107,161 @@ impl Queue {
     }
 
     /// The node under which deliveries are leased now.
-    pub fn node(&self) -> crate::domain::id::NodeId {
+    pub fn node(&self) -> NodeId {
         self.0.worker.node()
     }
 
     /// Reserves up to `wanted` places for a subscription; fewer or none when the lane or the node
-    /// is full, or the node is stopping.
+    /// is full, or the node is stopping. Each is to be weighed when its event is known.
     pub fn reserve(
         &self,
         id: SubscriptionId,
         subscription: Option<&Subscription>,
         wanted: usize,
     ) -> Vec<Permit> {
-        let depth = max_in_flight(subscription).saturating_mul(DEPTH);
-        let mut lanes = self.0.lock();
-        if lanes.is_closed || wanted == 0 {
-            return Vec::new();
-        }
-        let free = self.0.size.saturating_sub(lanes.held);
-        let lane = lanes.by_subscription.entry(id).or_default();
-        let guaranteed = GUARANTEED.saturating_sub(lane.held);
-        let granted = wanted.min(depth.saturating_sub(lane.held)).min(free.max(guaranteed));
-        lane.held += granted;
-        if lane.is_over() {
-            lanes.by_subscription.remove(&id);
-        }
-        lanes.held += granted;
-        drop(lanes);
-        (0..granted)
-            .map(|_| Permit { queue: Arc::downgrade(&self.0), subscription: id, delivery: None })
-            .collect()
+        let allowed = self.0.worker.allowed(id, subscription);
+        let tenant = subscription.map(|subscription| subscription.tenant_id);
+        let now = self.0.worker.clock().now();
+        let places = self.0.lock().reserve((id, tenant), wanted, allowed, now);
+        places.into_iter().map(|place| self.permit(place)).collect()
+    }
+
+    /// Reserves the place of the probe of an open breaker.
+    pub(super) fn reserve_probe(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+    ) -> Option<Permit> {
+        let tenant = subscription.map(|subscription| subscription.tenant_id);
+        let place = self.0.lock().reserve_probe((id, tenant))?;
+        Some(self.permit(place))
+    }
+
+    /// Reserves a place for one delivery more of an attempt that has its turn.
+    pub(super) fn reserve_further(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+    ) -> Option<Permit> {
+        let tenant = subscription.map(|subscription| subscription.tenant_id);
+        let place = self.0.lock().reserve_further((id, tenant), 1).pop()?;
+        Some(self.permit(place))
+    }
+
+    /// Has `permit` be the place of a delivery.
+    pub(super) fn occupy(&self, permit: &mut Permit, delivery: DeliveryId) {
+        self.0.lock().occupy(&mut permit.place, delivery);
+    }
+
+    /// Takes out jobs that wait in a lane, to go along with one that has its turn.
+    pub(super) fn take_waiting(
+        &self,
+        id: SubscriptionId,
+        is_wanted: impl Fn(&Job) -> bool,
+        limit: usize,
+    ) -> Vec<Job> {
+        self.0.lock().take_waiting(id, is_wanted, limit)
+    }
+
+    fn permit(&self, place: Place) -> Permit {
+        Permit { queue: Arc::downgrade(&self.0), place, node: self.node() }
     }
 
     /// Takes over a leased delivery. It is attempted as soon as its lane allows.
     pub fn push(&self, mut job: Job) {
         let id = job.delivery.subscription_id;
-        let limit = max_in_flight(job.catalog.subscription(id).map(AsRef::as_ref));
+        let limit = self.0.worker.allowed(id, job.catalog.subscription(id).map(AsRef::as_ref));
         let mut lanes = self.0.lock();
-        if lanes.is_closed {
+        if lanes.is_closed() {
             // The lease is given back when the node signs off.
             drop(lanes);
             return;
         }
-        job.permit.delivery = Some(job.delivery.id);
-        lanes.deliveries.insert(job.delivery.id);
-        let lane = lanes.by_subscription.entry(id).or_default();
-        if lane.active >= limit {
-            lane.waiting.push_back(job);
-            return;
-        }
-        lane.active += 1;
+        lanes.occupy(&mut job.permit.place, job.delivery.id);
+        let starting = lanes.push(job, |job| &job.permit.place, limit);
         drop(lanes);
-        let queue = self.clone();
-        let aborted = self.0.aborted.clone();
-        self.0.tracker.spawn(async move {
-            tokio::select! {
-                () = aborted.cancelled() => {}
-                () = queue.work(job) => {}
-            }
-        });
+        self.start(starting);
     }
 
-    /// Works through a lane until nothing waits in it.
+    fn start(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            let (queue, aborted) = (self.clone(), self.0.aborted.clone());
+            self.0.tracker.spawn(async move {
+                tokio::select! {
+                    () = aborted.cancelled() => {}
+                    () = queue.work(job) => {}
+                }
+            });
+        }
+    }
+
+    /// Works through a lane until nothing waits in it, or it has more workers than it may have.
     async fn work(self, first: Job) {
         let id = first.delivery.subscription_id;
         let mut next = Some(first);
         while let Some(job) = next {
-            self.pace(&job).await;
-            // The semaphore is never closed.
-            if let Ok(_slot) = self.0.in_flight.acquire().await {
-                self.0.worker.run(job).await;
-            }
-            next = self.next(id);
+            let subscription = job.catalog.subscription(id).cloned();
+            let turn = self.turn(&job, subscription.as_deref()).await;
+            let is_digest = subscription.as_ref().is_some_and(|it| it.digest().is_some());
+            let further = match turn {
+                Turn::Attempt(_) if is_digest => self.0.worker.rest_of_digest(&self, &job).await,
+                Turn::Attempt(_) | Turn::GiveBack => Vec::new(),
+            };
+            self.0.worker.run(job, further, turn).await;
+            let limit = self.0.worker.allowed(id, subscription.as_deref());
+            let now = self.0.worker.clock().now();
+            let (job, more) = self.0.lock().next(id, limit, now);
+            self.start(more);
+            next = job;
         }
     }
 
-    /// The next delivery of a lane; without one the worker is gone.
-    fn next(&self, id: SubscriptionId) -> Option<Job> {
-        let mut lanes = self.0.lock();
-        let is_closed = lanes.is_closed;
-        let lane = lanes.by_subscription.get_mut(&id)?;
-        if let Some(job) = lane.waiting.pop_front().filter(|_| !is_closed) {
-            return Some(job);
-        }
-        lane.active -= 1;
-        if lane.is_over() {
-            lanes.by_subscription.remove(&id);
-        }
-        None
-    }
-
-    /// Waits until the subscription's rate allows another request.
-    async fn pace(&self, job: &Job) {
+    /// Waits until an attempt may begin, or no longer makes sense.
+    async fn turn(&self, job: &Job, subscription: Option<&Subscription>) -> Turn {
         let id = job.delivery.subscription_id;
-        let rate = match job.catalog.subscription(id).map(|subscription| &subscription.spec.channel)
-        {
-            Some(Channel::Webhook(webhook)) => webhook.max_requests_per_second,
-            _ => None,
-        };
-        let Some(rate) = rate else { return };
+        let rate = self.0.worker.rate(subscription);
+        loop {
+            let now = self.0.worker.clock().now();
+            let allowed = self.0.worker.allowed(id, subscription);
+            let next_start = rate.and_then(|_| self.0.lock().next_start(id));
+            match lanes::turn(&job.permit.place, allowed, next_start, now) {
+                lanes::Turn::GiveBack => return Turn::GiveBack,
+                lanes::Turn::Wait(start) => {
+                    tokio::time::sleep(start.since(now)).await;
+                    continue;
+                }
+                lanes::Turn::Ask => {}
+            }
+            let slot = self.0.in_flight.acquire(job.delivery.tenant_id, id).await;
+            if rate.is_none_or(|rate| self.take_start(id, rate)) {
+                return Turn::Attempt(slot);
+            }
+        }
+    }
+
+    fn take_start(&self, id: SubscriptionId, rate: f64) -> bool {
         let now = self.0.worker.clock().now();
-        let start = {
-            let mut lanes = self.0.lock();
-            let lane = lanes.by_subscription.entry(id).or_default();
-            let start = lane.next_start.unwrap_or(now).max(now);
-            lane.next_start = Some(start.plus(Duration::from_secs_f64(1.0 / rate)));
-            start
-        };
-        tokio::time::sleep(start.since(now)).await;
+        self.0.lock().take_start(id, rate, now)
     }
 
     /// Ends lanes that were only kept for their rate limit, once it has no more to say.
     pub(super) fn prune(&self, now: Timestamp) {
-        self.0.lock().by_subscription.retain(|_, lane| {
-            !lane.is_idle() || lane.next_start.is_some_and(|next_start| next_start > now)
-        });
+        self.0.lock().prune(now);
     }
 
     /// Whether a delivery has a place.
     pub(super) fn holds(&self, delivery: DeliveryId) -> bool {
-        self.0.lock().deliveries.contains(&delivery)
+        self.0.lock().holds(delivery)
     }
 
     /// How many deliveries are held.
     pub fn len(&self) -> usize {
-        self.0.lock().held
+        self.0.lock().len()
+    }
+
+    /// How many bytes of events are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.lock().bytes()
     }
 
     /// Whether nothing is held.
@@ -287,14 +276,7 @@ impl Queue {
 
     /// Takes nothing more, and lets go of what has not begun.
     pub(super) fn close(&self) {
-        let mut lanes = self.0.lock();
-        lanes.is_closed = true;
-        let waiting: Vec<Job> = lanes
-            .by_subscription
-            .values_mut()
-            .flat_map(|lane| std::mem::take(&mut lane.waiting))
-            .collect();
-        drop(lanes);
+        let waiting = self.0.lock().close();
         // Their permits lock the lanes again.
         drop(waiting);
         self.0.tracker.close();

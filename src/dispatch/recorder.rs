@@ -2,6 +2,7 @@
 //! being written. While the database is away results wait here, bounded by the queue's permits,
 //! and are written when it is back.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::domain::Clock;
 use crate::domain::delivery::State;
-use crate::store::{Ended, Error, LateResult};
+use crate::store::{Ended, Error, HealthChange, LateResult, Observed};
 
 use super::Shared;
+use super::decide::delivery::said_of_endpoint;
 use super::queue::Permit;
 
 /// Most results in one transaction.
@@ -23,6 +25,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A result, and the place in the queue that it gives back once it is recorded.
 pub(super) struct Finished {
     pub(super) ended: Ended,
+    /// What it says about its endpoint, when that is to be written down.
+    pub(super) seen: Option<Observed>,
     pub(super) permit: Permit,
 }
 
@@ -96,14 +100,18 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 /// Records a batch, however long the database takes.
 async fn record(shared: &Shared, batch: Vec<Finished>) {
-    let (mut ended, permits): (Vec<_>, Vec<_>) =
-        batch.into_iter().map(|finished| (finished.ended, finished.permit)).unzip();
+    let (mut ended, mut permits, mut seen) = (Vec::new(), Vec::new(), Vec::new());
+    for finished in batch {
+        ended.push(finished.ended);
+        permits.push(finished.permit);
+        seen.extend(finished.seen);
+    }
     // One order for all transactions, so that they never wait for each other in a circle.
     ended.sort_unstable_by_key(|ended| (ended.after.tenant_id, ended.after.id));
     shared.metrics.recorded_batch(ended.len());
     let mut pause = FIRST_PAUSE;
     loop {
-        match write(shared, &ended).await {
+        match write(shared, &ended, &seen).await {
             Ok(()) => break,
             Err(Error::Unavailable(error)) => {
                 tracing::warn!(%error, results = ended.len(), "results cannot be recorded; trying again");
@@ -113,7 +121,7 @@ async fn record(shared: &Shared, batch: Vec<Finished>) {
             Err(error) if ended.len() > 1 => {
                 tracing::error!(%error, "a result in a batch is refused; recording one by one");
                 for one in &ended {
-                    Box::pin(record_alone(shared, one)).await;
+                    Box::pin(record_alone(shared, one, &seen)).await;
                 }
                 break;
             }
@@ -123,16 +131,18 @@ async fn record(shared: &Shared, batch: Vec<Finished>) {
             }
         }
     }
+    // What was refused says nothing any more.
+    shared.endpoints.settle(seen.iter(), [], shared.clock.now());
     drop(permits);
     if ended.iter().any(|ended| ended.after.state == State::Scheduled) {
         shared.due.notify_one();
     }
 }
 
-async fn record_alone(shared: &Shared, ended: &Ended) {
+async fn record_alone(shared: &Shared, ended: &Ended, seen: &[Observed]) {
     let mut pause = FIRST_PAUSE;
     loop {
-        match write(shared, std::slice::from_ref(ended)).await {
+        match write(shared, std::slice::from_ref(ended), seen).await {
             Ok(()) => return,
             Err(Error::Unavailable(_)) => {
                 tokio::time::sleep(pause).await;
@@ -146,22 +156,76 @@ async fn record_alone(shared: &Shared, ended: &Ended) {
     }
 }
 
-async fn write(shared: &Shared, ended: &[Ended]) -> Result<(), Error> {
+/// Writes results, and what those of them that are among `seen` say about their endpoints.
+async fn write(shared: &Shared, ended: &[Ended], seen: &[Observed]) -> Result<(), Error> {
     let now = shared.clock.now();
-    let recorded = shared.store.record(ended, now).await?;
-    for ended in ended {
-        if !recorded.fenced.contains(&ended.after.id) {
-            shared.metrics.recorded(&ended.after);
-            continue;
-        }
+    let recorded = shared.store.record_observed(ended, seen, &shared.config.health, now).await?;
+    let written: HashSet<_> = ended.iter().map(|ended| ended.after.id).collect();
+    let is_written = |seen: &&Observed| written.contains(&seen.delivery_id);
+    let rows = recorded.health.iter().map(HealthChange::row);
+    shared.endpoints.settle(seen.iter().filter(is_written), rows, now);
+    for change in &recorded.health {
+        shared.endpoint_changed(change);
+    }
+    let (fenced, mut done): (Vec<_>, Vec<_>) =
+        ended.iter().partition(|ended| recorded.fenced.contains(&ended.after.id));
+    for ended in fenced {
         let Some(attempt) = &ended.attempt else { continue };
         match shared.store.record_after_end(ended.after.tenant_id, attempt.clone(), now).await? {
-            LateResult::Added(_) | LateResult::Known => {}
+            LateResult::Added(_) => {}
+            // Recorded by a commit of ours that was not confirmed, and therefore not counted yet.
+            LateResult::Known => done.push(ended),
             LateResult::Lost => {
                 shared.metrics.fenced.inc();
                 tracing::warn!(delivery.id = %ended.after.id, "a result came too late; another node has the delivery");
             }
         }
     }
+    // Last: whoever has to write again after an error has counted nothing.
+    for ended in done {
+        // What was given back without an attempt is no retry.
+        if ended.attempt.is_some() || ended.after.state != State::Scheduled {
+            shared.metrics.recorded(&ended.after);
+        }
+    }
     Ok(())
+}
+
+impl Shared {
+    /// What an attempt says about its endpoint, when that is to be written down: every failure, but
+    /// no success of an endpoint that is healthy anyway. From now on it counts on this node.
+    pub(super) fn seen(&self, ended: &Ended) -> Option<Observed> {
+        let awaits_success = |id| self.endpoints.awaits_success(id);
+        let (subscription, observation) = said_of_endpoint(ended, awaits_success)?;
+        let random = self.random_unit();
+        let delivery_id = ended.after.id;
+        let seen = Observed { delivery_id, subscription, observation, random };
+        self.endpoints.see(seen, self.clock.now());
+        Some(seen)
+    }
+
+    /// Tells of an endpoint's new health, and has everybody follow.
+    pub(super) fn endpoint_changed(&self, change: &HealthChange) {
+        let HealthChange { subscription, before, after, disabled, .. } = *change;
+        match (before.breaker, after.breaker) {
+            (None, Some(_)) => {
+                self.metrics.breaker_opened();
+                tracing::warn!(subscription.id = %subscription.id, failures = after.consecutive_failures, "the endpoint keeps failing; its deliveries wait, and one is tried now and then");
+            }
+            (Some(_), None) => {
+                self.metrics.breaker_closed();
+                tracing::info!(subscription.id = %subscription.id, "the endpoint works again");
+            }
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+        if let Some(reason) = disabled {
+            self.metrics.disabled(reason);
+            tracing::warn!(subscription.id = %subscription.id, reason = reason.as_str(), "the subscription was disabled");
+            // Its deliveries follow, and the tenant is told.
+            self.chores.notify_one();
+        }
+        if before.awaits_success() && !after.awaits_success() {
+            self.due.notify_one();
+        }
+    }
 }

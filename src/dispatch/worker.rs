@@ -1,5 +1,6 @@
 //! One attempt: look whether it still makes sense, make it, decide what follows.
 //!
+//! Whoever finds its endpoint's breaker open is given back without an attempt, in its old place.
 //! No transaction is open meanwhile. Whatever happens, one result goes to the recorder; only when
 //! the node has lost its lease nothing does, because then the delivery is somebody else's.
 
@@ -10,24 +11,37 @@ use std::time::Duration;
 use futures::FutureExt;
 use rand::RngExt;
 
-use crate::domain::attempt::{Attempt, ErrorKind, Failure, Outcome, Report, Task, Trigger};
-use crate::domain::delivery::{
-    Delivery, FailureReason, LastAttempt, Next, Standing, State, transition,
+use crate::domain::attempt::{
+    Attempt, DigestItem, ErrorKind, Failure, Outcome, Report, Task, Trigger,
 };
-use crate::domain::id::NodeId;
-use crate::domain::retry::RetryPolicy;
-use crate::domain::subscription::{self, Subscription};
+use crate::domain::channel::Channel;
+use crate::domain::delivery::{Delivery, State};
+use crate::domain::event::Event;
+use crate::domain::health::Gate;
+use crate::domain::id::{NodeId, SubscriptionId};
+use crate::domain::subscription::Subscription;
 use crate::domain::trace::{FinishedSpan, TraceContext};
 use crate::domain::{Clock, Timestamp};
 use crate::store::{Catalog, DatabaseClock, Ended};
 
 use super::Shared;
-use super::queue::Job;
+use super::decide::delivery::{
+    MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, verdict,
+};
+use super::digest;
+use super::mail::Standing;
+use super::quarantine::{self, Made};
+use super::queue::{Job, Permit, Queue};
 use super::recorder::{Finished, Handle};
+use super::slots::Slot;
 
-/// Settings older than this are read anew before an attempt: another replica may have changed them.
-/// Changes of this process are seen at once.
-const MAX_SETTINGS_AGE: Duration = Duration::from_secs(1);
+/// What a delivery gets when its turn has come.
+pub(super) enum Turn {
+    /// An attempt, in this place.
+    Attempt(#[expect(dead_code, reason = "held until the attempt is over")] Slot),
+    /// Nothing: its endpoint may have no request now.
+    GiveBack,
+}
 
 /// Makes attempts. Cheap to clone.
 #[derive(Clone)]
@@ -49,44 +63,179 @@ impl Worker {
         &self.shared.clock
     }
 
-    /// Brings one delivery a step further.
-    pub(super) async fn run(&self, job: Job) {
-        let now = self.shared.clock.now();
-        if !self.shared.lease.is_held(now) {
-            tracing::warn!(delivery.id = %job.delivery.id, "the node's lease has run out; the delivery is left to others");
-            return;
+    /// Attempts that this node may have under way at once, the probe of an open breaker aside.
+    pub(super) fn allowed(&self, id: SubscriptionId, subscription: Option<&Subscription>) -> usize {
+        self.shared.endpoints.allowed(id, subscription, self.shared.clock.now())
+    }
+
+    /// What this node may send to a subscription's endpoint now.
+    fn gate(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+        now: Timestamp,
+    ) -> Gate {
+        self.shared.endpoints.gate(id, subscription, now)
+    }
+
+    /// This node's part of a subscription's rate, in requests per second.
+    pub(super) fn rate(&self, subscription: Option<&Subscription>) -> Option<f64> {
+        self.shared.endpoints.rate(subscription)
+    }
+
+    /// What else goes out in the message of `first`.
+    pub(super) async fn rest_of_digest(&self, queue: &Queue, first: &Job) -> Vec<Job> {
+        digest::rest(&self.shared, queue, first).await
+    }
+
+    /// Brings one delivery a step further, and with it those that go out in the same message.
+    pub(super) async fn run(&self, first: Job, further: Vec<Job>, turn: Turn) {
+        let Some(catalog) = self.settings(&first).await else { return };
+        let subscription = catalog.subscription(first.delivery.subscription_id).cloned();
+        let may_attempt =
+            self.may_attempt(&first.delivery, subscription.as_deref(), &turn, &first.permit);
+        let standing = match &subscription {
+            Some(subscription) if may_attempt => {
+                self.shared.standing(&first.delivery.recipient, subscription).await
+            }
+            Some(_) => Standing::Waits,
+            // Nothing is attempted then.
+            None => Standing::MayGo,
+        };
+        let mut going = Vec::with_capacity(1 + further.len());
+        for job in std::iter::once(first).chain(further) {
+            let now = self.shared.clock.now();
+            if !self.shared.lease.tenure().covers(job.permit.node(), now) {
+                tracing::warn!(delivery.id = %job.delivery.id, "the lease of the delivery has run out; it is left to others");
+                continue;
+            }
+            let (end, delivery) =
+                (verdict(&job.delivery, subscription.as_deref(), now), job.delivery);
+            let after = match (end, standing) {
+                (Some((state, reason)), _) => ended_without_attempt(delivery, state, reason, now),
+                (None, Standing::Suppressed(reason)) => {
+                    ended_without_attempt(delivery, State::Suppressed, Some(reason), now)
+                }
+                (None, Standing::Waits) => given_back(delivery, &job.event, now),
+                (None, Standing::MayGo) => {
+                    going.push(Job { delivery, ..job });
+                    continue;
+                }
+            };
+            self.record(Ended { after, attempt: None }, job.permit).await;
         }
-        let Job { delivery, event, mut catalog, settings_time, settings_seen, permit } = job;
-        if now.since(settings_time) > MAX_SETTINGS_AGE
-            || settings_seen != self.shared.store.settings_seen()
+        if let Some(subscription) = subscription {
+            self.attempt(going, &catalog, &subscription).await;
+        }
+    }
+
+    /// The tenant's settings, not older than they may be; `None` when the lease has run out.
+    async fn settings(&self, job: &Job) -> Option<Catalog> {
+        let now = self.shared.clock.now();
+        if !self.shared.lease.tenure().covers(job.permit.node(), now) {
+            tracing::warn!(delivery.id = %job.delivery.id, "the lease of the delivery has run out; it is left to others");
+            return None;
+        }
+        let tenant_id = job.delivery.tenant_id;
+        if now.since(job.settings_time) > MAX_SETTINGS_AGE
+            || job.settings_seen != self.shared.store.settings_seen()
         {
-            match self.shared.catalog.current(&self.shared.store, &[delivery.tenant_id]).await {
+            match self.shared.catalog.current(&self.shared.store, &[tenant_id]).await {
                 Ok(mut current) => {
-                    if let Some(current) = current.remove(&delivery.tenant_id) {
-                        catalog = current;
+                    if let Some(current) = current.remove(&tenant_id) {
+                        return Some(current);
                     }
                 }
                 // The settings of a second ago still serve.
                 Err(error) => tracing::debug!(%error, "settings could not be read anew"),
             }
         }
-        let subscription = catalog.subscription(delivery.subscription_id).cloned();
-        let ended = if let Some((state, reason)) = verdict(&delivery, subscription.as_deref(), now)
-        {
-            Ended { after: ended_without_attempt(delivery, state, reason, now), attempt: None }
-        } else {
-            let Some(subscription) = subscription else { return };
-            let task =
-                self.shared.task(&delivery, &event, &catalog, subscription, Trigger::Automatic);
-            let policy = || catalog.retry_policy(&task.subscription, &delivery.event_type);
-            let attempt = self.shared.attempt(&task).await;
-            self.shared.metrics.first_attempt(&delivery, &attempt);
-            let now = self.shared.clock.now();
-            let after =
-                after_attempt(delivery.clone(), &attempt, policy, now, self.shared.random_unit());
-            Ended { after, attempt: Some(attempt) }
+        Some(job.catalog.clone())
+    }
+
+    /// Makes one attempt for all of `jobs`, and records it for each.
+    async fn attempt(
+        &self,
+        mut jobs: Vec<Job>,
+        catalog: &Catalog,
+        subscription: &Arc<Subscription>,
+    ) {
+        // The same order, and so the same message, over all attempts.
+        jobs.sort_unstable_by_key(|job| job.delivery.id);
+        let mut jobs = jobs.into_iter();
+        let Some(first) = jobs.next() else { return };
+        let task_of = |job: &Job| {
+            let subscription = Arc::clone(subscription);
+            self.shared.task(&job.delivery, &job.event, catalog, subscription, Trigger::Automatic)
         };
-        self.recorder.send(Finished { ended, permit }).await;
+        let mut task = task_of(&first);
+        task.digest = jobs.as_slice().iter().map(digest_item).collect();
+        let made = self.shared.attempt_of(&first.delivery, &task).await;
+        if let Made::Attempt(attempt) = &made {
+            self.shared.suppress_bounced(&task, attempt).await;
+        }
+        let random = self.shared.random_unit();
+        for job in jobs {
+            let now = self.shared.clock.now();
+            let made = match &made {
+                Made::Attempt(Attempt { report, .. }) => {
+                    let start_time = report.start_time;
+                    let report = Some(report.clone());
+                    Made::Attempt(self.shared.attempted(&task_of(&job), report, start_time))
+                }
+                // The first one is to blame, or nobody.
+                Made::Fatal(_) | Made::Nothing => Made::Nothing,
+            };
+            let ended = self.ended(job.delivery, made, catalog, subscription, (now, random));
+            self.record(ended, job.permit).await;
+        }
+        let now = self.shared.clock.now();
+        let ended = self.ended(first.delivery, made, catalog, subscription, (now, random));
+        self.record(ended, first.permit).await;
+    }
+
+    /// How a delivery stands after an attempt, or without one.
+    fn ended(
+        &self,
+        delivery: Delivery,
+        made: Made,
+        catalog: &Catalog,
+        subscription: &Subscription,
+        (now, random): (Timestamp, f64),
+    ) -> Ended {
+        match made {
+            Made::Attempt(attempt) => {
+                self.shared.metrics.first_attempt(&delivery, &attempt);
+                let event_type = delivery.event_type.clone();
+                let policy = || catalog.retry_policy(subscription, &event_type);
+                let after = after_attempt(delivery, &attempt, policy, now, random);
+                Ended { after, attempt: Some(attempt) }
+            }
+            Made::Fatal(attempt) => {
+                let mut after = quarantine::quarantined(delivery, &attempt, now);
+                after.automatic_count += 1;
+                Ended { after, attempt: Some(attempt) }
+            }
+            Made::Nothing => Ended { after: quarantine::postponed(delivery, now), attempt: None },
+        }
+    }
+
+    async fn record(&self, ended: Ended, permit: Permit) {
+        let seen = self.shared.seen(&ended);
+        self.recorder.send(Finished { ended, seen, permit }).await;
+    }
+
+    /// Whether the endpoint may have a request: what was true when the delivery was leased may not
+    /// be any more.
+    fn may_attempt(
+        &self,
+        delivery: &Delivery,
+        subscription: Option<&Subscription>,
+        turn: &Turn,
+        permit: &Permit,
+    ) -> bool {
+        let gate = self.gate(delivery.subscription_id, subscription, self.shared.clock.now());
+        matches!(turn, Turn::Attempt(_)) && may_attempt(&permit.place, gate)
     }
 }
 
@@ -95,7 +244,7 @@ impl Shared {
     pub(super) fn task(
         &self,
         delivery: &Delivery,
-        event: &Arc<crate::domain::event::Event>,
+        event: &Arc<Event>,
         catalog: &Catalog,
         subscription: Arc<Subscription>,
         trigger: Trigger,
@@ -106,8 +255,13 @@ impl Shared {
             trigger,
             event: Arc::clone(event),
             tenant: Arc::clone(&catalog.own.tenant),
-            subscription,
+            recipient: delivery.recipient.clone(),
+            create_time: delivery.create_time,
+            email_template: email_template(catalog, &event.event_type),
+            unsubscribe_url: self.unsubscribe_url(&subscription, &delivery.recipient),
+            digest: Vec::new(),
             trace: self.child_of(event.trace),
+            subscription,
         }
     }
 
@@ -115,9 +269,21 @@ impl Shared {
     pub(super) async fn attempt(&self, task: &Task) -> Attempt {
         let start_time = self.clock.now();
         self.metrics.in_flight.inc();
+        fail_point!(AttemptBefore, {});
         let report = AssertUnwindSafe(self.channels.attempt(task)).catch_unwind().await;
+        fail_point!(AttemptAfter, {});
         self.metrics.in_flight.dec();
-        let report = report.unwrap_or_else(|_| {
+        self.attempted(task, report.ok(), start_time)
+    }
+
+    /// The record of an attempt that was made as `task` says; without a report it panicked.
+    pub(super) fn attempted(
+        &self,
+        task: &Task,
+        report: Option<Report>,
+        start_time: Timestamp,
+    ) -> Attempt {
+        let report = report.unwrap_or_else(|| {
             tracing::error!(delivery.id = %task.delivery_id, "an attempt panicked");
             panicked(start_time, self.clock.now().since(start_time))
         });
@@ -144,62 +310,14 @@ impl Shared {
     }
 }
 
-/// What becomes of a delivery that must not be attempted now; `None` when it may be.
-fn verdict(
-    delivery: &Delivery,
-    subscription: Option<&Subscription>,
-    now: Timestamp,
-) -> Option<(State, Option<FailureReason>)> {
-    let Some(subscription) = subscription else {
-        return Some((State::Canceled, Some(FailureReason::SubscriptionDeleted)));
-    };
-    if delivery.expire_time.is_some_and(|expiry| expiry <= now) {
-        return Some((State::Expired, None));
-    }
-    (subscription.state != subscription::State::Active).then_some((State::Held, None))
+/// The template that an event type has for mails; empty for none.
+pub(super) fn email_template(catalog: &Catalog, event_type: &str) -> String {
+    let info = catalog.event_type(event_type);
+    info.map(|info| info.event_type.spec.email_template.clone()).unwrap_or_default()
 }
 
-fn ended_without_attempt(
-    delivery: Delivery,
-    state: State,
-    failure_reason: Option<FailureReason>,
-    now: Timestamp,
-) -> Delivery {
-    Delivery {
-        state,
-        failure_reason,
-        revision: delivery.revision + 1,
-        update_time: now,
-        ..delivery
-    }
-}
-
-/// The delivery as it stands after an automatic attempt.
-fn after_attempt(
-    mut delivery: Delivery,
-    attempt: &Attempt,
-    policy: impl FnOnce() -> RetryPolicy,
-    now: Timestamp,
-    random: f64,
-) -> Delivery {
-    delivery.attempt_count = attempt.number;
-    delivery.automatic_count += 1;
-    delivery.last_attempt = Some(LastAttempt::of(attempt));
-    delivery.revision += 1;
-    delivery.update_time = now;
-    let standing =
-        Standing { automatic_count: delivery.automatic_count, expire_time: delivery.expire_time };
-    let next = match &attempt.report.outcome {
-        Outcome::Delivered => Next::Succeeded,
-        outcome => transition(standing, outcome, &policy(), now, random),
-    };
-    (delivery.state, delivery.failure_reason, delivery.next_attempt_time) = match next {
-        Next::Succeeded => (State::Succeeded, None, None),
-        Next::Failed(reason) => (State::Failed, Some(reason), None),
-        Next::Retry(due) => (State::Scheduled, None, Some(due)),
-        Next::Expired => (State::Expired, None, None),
-    };
-    delivery
+fn digest_item(job: &Job) -> DigestItem {
+    DigestItem { delivery_id: job.delivery.id, event: Arc::clone(&job.event) }
 }
 
 fn panicked(start_time: Timestamp, duration: Duration) -> Report {
@@ -207,10 +325,12 @@ fn panicked(start_time: Timestamp, duration: Duration) -> Report {
         outcome: Outcome::Retry { retry_after: None },
         start_time,
         duration,
+        timings: None,
         http_status: None,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
         response_body: Vec::new(),
+        smtp_reply: String::new(),
         failure: Some(Failure {
             kind: ErrorKind::Internal,
             message: "Tidings failed while it made this attempt; it is tried again.".into(),
@@ -235,7 +355,10 @@ fn span(task: &Task, attempt: &Attempt) -> FinishedSpan {
         attributes.push(("error.type", failure.kind.as_str().to_owned()));
     }
     FinishedSpan {
-        name: "deliver webhook",
+        name: match task.subscription.spec.channel {
+            Channel::Webhook(_) => "deliver webhook",
+            Channel::Email(_) => "deliver email",
+        },
         context: task.trace,
         parent_span_id: Some(task.event.trace.span_id),
         is_client: true,

@@ -89,7 +89,7 @@ impl ErrorKind {
 }
 
 /// What a channel needs for one attempt. Built before it, thrown away after it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Task {
     /// The delivery.
     pub delivery_id: DeliveryId,
@@ -103,12 +103,31 @@ pub struct Task {
     pub tenant: Arc<Tenant>,
     /// The subscription to deliver to.
     pub subscription: Arc<Subscription>,
+    /// The address that a mail goes to; empty for a webhook.
+    pub recipient: String,
+    /// When the delivery was created: the date of a mail, the same over all attempts.
+    pub create_time: Timestamp,
+    /// The event type's template of a mail; empty for none.
+    pub email_template: String,
+    /// Where the recipient unsubscribes with one click; empty for nowhere.
+    pub unsubscribe_url: String,
+    /// Further events of the same mail; empty unless it is a digest.
+    pub digest: Vec<DigestItem>,
     /// The attempt's own span.
     pub trace: TraceContext,
 }
 
+/// One event more in a mail, with a delivery of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DigestItem {
+    /// The delivery that goes out with the mail.
+    pub delivery_id: DeliveryId,
+    /// Its event.
+    pub event: Arc<Event>,
+}
+
 /// What came of an attempt: data, never an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The receiver has it.
     Delivered,
@@ -121,6 +140,8 @@ pub enum Outcome {
     Permanent,
     /// It will never work, and neither will anything else to this endpoint (410 Gone).
     Gone,
+    /// It will never work, and neither will anything else to this address: a hard bounce.
+    Bounced,
 }
 
 /// A failure as it is told to the tenant.
@@ -135,8 +156,61 @@ pub struct Failure {
 /// Header names and values in order.
 pub type HeaderList = Vec<(String, String)>;
 
+/// Where an attempt's time went: one phase after the other. A phase that was never begun has no
+/// time; the last one that has one is where a failed attempt ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Looking up the name.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "dns_us", with = "micros")]
+    pub dns: Option<Duration>,
+    /// Connecting to one of its addresses, all that were tried included.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        rename = "connect_us",
+        with = "micros"
+    )]
+    pub connect: Option<Duration>,
+    /// The TLS handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "tls_us", with = "micros")]
+    pub tls: Option<Duration>,
+    /// Sending the request and waiting for the answer, until its head was there.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        rename = "first_byte_us",
+        with = "micros"
+    )]
+    pub first_byte: Option<Duration>,
+    /// Whether the connection had been opened for an earlier request.
+    #[serde(default)]
+    pub connection_reused: bool,
+}
+
+/// Durations in documents: whole microseconds, as the database has them everywhere.
+mod micros {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[expect(clippy::ref_option, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let micros = duration.map(|it| u64::try_from(it.as_micros()).unwrap_or(u64::MAX));
+        micros.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_micros))
+    }
+}
+
 /// What a channel reports of one attempt.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// What is to become of the delivery.
     pub outcome: Outcome,
@@ -144,6 +218,8 @@ pub struct Report {
     pub start_time: Timestamp,
     /// How long it took.
     pub duration: Duration,
+    /// Where the time went. `None` of a channel that has no phases.
+    pub timings: Option<Timings>,
     /// The HTTP status, when there was one.
     pub http_status: Option<u16>,
     /// The request's headers, signatures masked.
@@ -152,6 +228,9 @@ pub struct Report {
     pub response_headers: HeaderList,
     /// The first 4 KiB of the response's body.
     pub response_body: Vec<u8>,
+    /// The mail server's last reply on one line, bounded; empty when there was none.
+    #[serde(default)]
+    pub smtp_reply: String,
     /// What went wrong, when something did.
     pub failure: Option<Failure>,
 }
@@ -169,4 +248,29 @@ pub struct Attempt {
     pub report: Report,
     /// Its own span.
     pub trace: TraceContext,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timings_are_stored_in_microseconds_and_without_what_did_not_happen() {
+        let reused = Timings { connection_reused: true, ..Timings::default() };
+        let first = Some(Duration::from_millis(2));
+        for (timings, document) in [
+            (Timings::default(), r#"{"connection_reused":false}"#),
+            (
+                Timings { first_byte: first, ..reused },
+                r#"{"first_byte_us":2000,"connection_reused":true}"#,
+            ),
+            (
+                Timings { dns: Some(Duration::ZERO), tls: first, ..Timings::default() },
+                r#"{"dns_us":0,"tls_us":2000,"connection_reused":false}"#,
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&timings).expect("document"), document);
+            assert_eq!(serde_json::from_str::<Timings>(document).expect("timings"), timings);
+        }
+    }
 }

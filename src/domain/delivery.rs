@@ -88,11 +88,24 @@ pub enum FailureReason {
     Permanent = 2,
     /// The subscription was deleted.
     SubscriptionDeleted = 3,
+    /// The recipient wants no more mail.
+    Unsubscribed = 4,
+    /// Mail to the recipient came back for good.
+    Bounced = 5,
+    /// Its attempts have ended the process that made them.
+    Quarantined = 6,
 }
 
 impl FailureReason {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Exhausted, Self::Permanent, Self::SubscriptionDeleted];
+    pub const ALL: [Self; 6] = [
+        Self::Exhausted,
+        Self::Permanent,
+        Self::SubscriptionDeleted,
+        Self::Unsubscribed,
+        Self::Bounced,
+        Self::Quarantined,
+    ];
 
     /// The reason's number in the database.
     pub const fn code(self) -> i16 {
@@ -164,6 +177,9 @@ pub struct Delivery {
     pub attempt_count: u32,
     /// Automatic attempts among them: what the retry policy counts.
     pub automatic_count: u32,
+    /// Leases in a row that have ended with the process that had them, and without a result.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interrupted_count: u32,
     /// When the next attempt is due; only while SCHEDULED.
     pub next_attempt_time: Option<Timestamp>,
     /// From when on it is not to be delivered.
@@ -180,6 +196,11 @@ pub struct Delivery {
     pub create_time: Timestamp,
     /// When it was last changed.
     pub update_time: Timestamp,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What is known of a delivery when an automatic attempt has ended.
@@ -214,7 +235,9 @@ pub fn transition(
 ) -> Next {
     let retry_after = match outcome {
         Outcome::Delivered => return Next::Succeeded,
-        Outcome::Permanent | Outcome::Gone => return Next::Failed(FailureReason::Permanent),
+        Outcome::Permanent | Outcome::Gone | Outcome::Bounced => {
+            return Next::Failed(FailureReason::Permanent);
+        }
         Outcome::Retry { retry_after } => *retry_after,
     };
     let Some(delay) = policy.delay(standing.automatic_count, random, retry_after) else {
@@ -245,6 +268,7 @@ mod tests {
         assert_eq!(after(1, &Outcome::Delivered), Next::Succeeded);
         assert_eq!(after(1, &Outcome::Permanent), Next::Failed(FailureReason::Permanent));
         assert_eq!(after(1, &Outcome::Gone), Next::Failed(FailureReason::Permanent));
+        assert_eq!(after(1, &Outcome::Bounced), Next::Failed(FailureReason::Permanent));
     }
 
     #[test]

@@ -2,14 +2,17 @@
 //!
 //! Guarantees: what [`Rules::canonical`] returns is the `url` crate's own canonical text, has a
 //! host that is a public-looking name or a plainly written IP address, and comes back unchanged
-//! when it is judged again. The rules hold when a URL is stored, and again at each delivery.
+//! when it is judged again. The rules hold when a URL is stored, and again at each delivery. What
+//! [`Admission::canonical`] returns has, besides, no address that no delivery would connect to.
 //!
-//! Does not guarantee that the host is one to connect to: an address is judged when it is known,
-//! by the address guard of the webhook channel.
+//! Does not guarantee that a name leads to an address to connect to: that is judged when it is
+//! known, by the address guard of the webhook channel.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use url::{Host, Url};
+
+use super::address::Guard;
 
 /// Most bytes in a URL: what common servers and proxies still accept.
 pub const MAX_URL_BYTES: usize = 2_048;
@@ -76,6 +79,13 @@ pub enum Error {
         "must have a public host name: localhost, .local, .internal, .test and the like are not"
     )]
     SpecialUse,
+    /// An IP address that no delivery would connect to. The same words for every such address:
+    /// they must not tell what is open inside the operator's network.
+    #[error(
+        "must not have an IP address that webhooks may not be sent to: private, reserved and \
+         otherwise closed addresses are refused; use the endpoint's public name or address"
+    )]
+    Address,
     /// Not a URL.
     #[error("must be a URL, for example https://hooks.company.com/tidings")]
     Malformed,
@@ -154,6 +164,56 @@ impl Rules {
             return Err(Error::Name);
         }
         Ok(host)
+    }
+}
+
+/// Judges the URLs that are about to be stored.
+///
+/// Stricter than [`Rules`]: an address in the URL is held against the ranges that deliveries are
+/// held against, so that who stores it learns at once what every attempt would end with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    rules: Rules,
+    guard: Guard,
+    kept: Option<String>,
+}
+
+impl Admission {
+    /// Admits what `rules` make canonical, unless it has an address that `guard` refuses.
+    pub fn new(rules: Rules, guard: Guard) -> Self {
+        Self { rules, guard, kept: None }
+    }
+
+    /// The same for a change of what has the URL `stored`: that one may stay as it is. The
+    /// configuration may have changed since, and other fields must not be refused because of it.
+    #[must_use]
+    pub fn keeping(&self, stored: &str) -> Self {
+        Self { kept: Some(stored.to_owned()), ..self.clone() }
+    }
+
+    /// Whether `url` is the stored one that may stay; empty means none.
+    pub fn keeps(&self, url: &str) -> bool {
+        self.kept.as_deref() == Some(url)
+    }
+
+    /// The canonical form of `text`, to be stored.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn canonical(&self, text: &str) -> Result<String, Error> {
+        if self.keeps(text) {
+            return Ok(text.to_owned());
+        }
+        let canonical = self.rules.canonical(text)?;
+        let address = Url::parse(&canonical).ok().and_then(|url| match url.host()? {
+            Host::Ipv4(address) => Some(IpAddr::V4(address)),
+            Host::Ipv6(address) => Some(IpAddr::V6(address)),
+            Host::Domain(_) => None,
+        });
+        if address.is_some_and(|address| !self.guard.allows(address)) {
+            return Err(Error::Address);
+        }
+        Ok(canonical)
     }
 }
 
@@ -301,6 +361,8 @@ mod tests {
         let url = |path: usize| format!("https://a.co/{}", "x".repeat(path));
         assert!(HTTPS.canonical(&url(MAX_URL_BYTES - 13)).is_ok());
         assert_eq!(HTTPS.canonical(&url(MAX_URL_BYTES - 12)), Err(Error::TooLong));
+        let shrinks = format!("https://a.co/{}", "x/../".repeat(MAX_URL_BYTES / 5));
+        assert_eq!(HTTPS.canonical(&shrinks), Err(Error::TooLong));
         let grows = format!("https://a.co/{}", "é".repeat(1_000));
         assert_eq!(HTTPS.canonical(&grows), Err(Error::TooLong));
         let name = |labels: usize, last: usize| {
@@ -321,21 +383,164 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_no_delivery_would_reach_is_not_stored() {
+        let ranges = |texts: &[&str]| texts.iter().map(|t| t.parse().expect("range")).collect();
+        let closed = Admission::new(HTTPS, Guard::default());
+        let opened =
+            Admission::new(HTTP, Guard::new(ranges(&["10.0.0.0/8"]), ranges(&["1.1.1.1"])));
+        let refused = ["https://10.0.0.1/", "https://169.254.169.254/a", "https://[::1]:8443/"];
+        for text in refused {
+            assert_eq!(closed.canonical(text), Err(Error::Address), "{text}");
+        }
+        for text in ["https://1.1.1.1/", "https://[2606:4700:4700::1111]/", "https://a.co/"] {
+            assert_eq!(closed.canonical(text).as_deref(), Ok(text));
+        }
+        // The operator's ranges count, and the rules of form still hold.
+        assert_eq!(opened.canonical("http://10.0.0.1").as_deref(), Ok("http://10.0.0.1/"));
+        assert_eq!(opened.canonical("https://1.1.1.1/"), Err(Error::Address));
+        assert_eq!(opened.canonical("https://2130706433/"), Err(Error::AddressForm));
+        assert!(!Error::Address.to_string().contains(|c: char| c.is_ascii_digit()));
+    }
+
+    #[test]
+    fn a_stored_url_may_stay_but_not_return() {
+        let closed = Admission::new(HTTPS, Guard::default());
+        let kept = closed.keeping("https://10.0.0.1/");
+        assert_eq!(kept.canonical("https://10.0.0.1/").as_deref(), Ok("https://10.0.0.1/"));
+        assert_eq!(kept.canonical("https://10.0.0.2/"), Err(Error::Address));
+    }
+
+    #[test]
     fn a_redacted_url_has_no_query() {
         assert_eq!(redacted("https://a.co/b?token=1"), "https://a.co/b");
         assert_eq!(redacted("https://a.co/b"), "https://a.co/b");
     }
 
+    /// Whatever `text` is: it is refused, or its canonical form is a fixed point that the HTTP
+    /// client reads exactly as the rules did.
+    fn holds(rules: Rules, text: &str) -> Result<(), TestCaseError> {
+        let Ok(canonical) = rules.canonical(text) else { return Ok(()) };
+        prop_assert_eq!(rules.canonical(&canonical), Ok(canonical.clone()));
+        prop_assert!(canonical.len() <= MAX_URL_BYTES);
+        prop_assert!(canonical.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\'));
+        let url = Url::parse(&canonical).expect("canonical");
+        prop_assert_eq!(url.as_str(), &canonical);
+        prop_assert!(url.username().is_empty() && url.password().is_none());
+        prop_assert_eq!(url.fragment(), None);
+        prop_assert!(matches!(url.port(), None | Some(443 | 1_024..)));
+        if let Some(Host::Domain(name)) = url.host() {
+            prop_assert!(name.len() <= MAX_NAME_BYTES && name.contains('.'));
+            prop_assert!(!name.ends_with('.') && name.parse::<std::net::IpAddr>().is_err());
+        }
+        let uri: http::Uri = canonical.parse().expect("what is stored can be sent");
+        prop_assert_eq!(uri.scheme_str(), Some(url.scheme()));
+        prop_assert_eq!(uri.host(), url.host_str());
+        prop_assert_eq!(uri.port_u16(), url.port());
+        prop_assert_eq!((uri.path(), uri.query()), (url.path(), url.query()));
+        Ok(())
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
         #[test]
-        fn canonical_text_is_canonical(text in r"https?://[a-zA-Z0-9._:\[\]-]{1,30}(/[ -~é]{0,40})?") {
-            if let Ok(canonical) = HTTP.canonical(&text) {
-                prop_assert_eq!(HTTP.canonical(&canonical), Ok(canonical.clone()));
-                let uri: http::Uri = canonical.parse().expect("hyper must take it");
-                let parsed = Url::parse(&canonical).expect("canonical");
-                prop_assert_eq!(uri.host(), parsed.host_str());
-                prop_assert_eq!(uri.port_u16(), parsed.port());
+        fn any_text_is_refused_or_made_canonical(text: String, bytes: Vec<u8>) {
+            for rules in [HTTPS, HTTP] {
+                holds(rules, &text)?;
+                holds(rules, &String::from_utf8_lossy(&bytes))?;
+                holds(rules, &format!("https://{text}"))?;
+                holds(rules, &format!("https://a.co/{text}"))?;
+                holds(rules, &format!("https://a.co?{text}"))?;
             }
+        }
+
+        #[test]
+        fn what_looks_like_a_url_is_refused_or_made_canonical(
+            text in r"https?:/{0,3}[a-zA-Z0-9._:@%\[\]é。-]{0,30}([/?#]?[!-~é]{0,40}){0,2}",
+        ) {
+            holds(HTTP, &text)?;
+            holds(HTTPS, &text)?;
+        }
+
+        #[test]
+        fn a_good_url_is_accepted(
+            // No label begins with the prefix of Punycode.
+            name in r"([a-wyzA-WYZ0-9_]([a-zA-Z0-9_-]{0,10}[a-zA-Z0-9_])?\.){1,5}co",
+            port in prop_oneof![Just(443), 1_024_u16..],
+            path in r"(/[a-zA-Z0-9._~%!$&'()*+,;=:@-]{0,20}){0,3}",
+            query in r"(\?[a-zA-Z0-9._~!$&'()*+,;=:@/?-]{0,20})?",
+        ) {
+            let text = format!("https://{name}:{port}{path}{query}");
+            prop_assert!(HTTPS.canonical(&text).is_ok(), "{text}");
+            holds(HTTPS, &text)?;
+        }
+
+        #[test]
+        fn every_special_use_name_is_refused(
+            labels in r"([a-wyzA-WYZ0-9_]([a-zA-Z0-9_-]{0,10}[a-zA-Z0-9_])?\.){0,3}",
+            top in prop::sample::select(&SPECIAL_USE[..]),
+            upper: bool,
+            dot in "\\.?",
+        ) {
+            let top = if upper { top.to_uppercase() } else { top.to_owned() };
+            let text = format!("https://{labels}{top}{dot}/");
+            prop_assert_eq!(HTTPS.canonical(&text), Err(Error::SpecialUse), "{}", text);
+        }
+
+        #[test]
+        fn an_address_is_accepted_in_its_plain_form_alone(bits: u32) {
+            let [a, b, c, d] = bits.to_be_bytes();
+            let plain = format!("https://{}/", Ipv4Addr::from_bits(bits));
+            prop_assert_eq!(HTTPS.canonical(&plain), Ok(plain.clone()));
+            for host in [
+                format!("{bits}"),
+                format!("{bits:#x}"),
+                format!("0{bits:o}"),
+                format!("{a}.{}", bits & 0x00ff_ffff),
+                format!("{a}.{b}.{}", bits & 0xffff),
+                format!("{a:#x}.{b}.{c}.{d}"),
+                format!("{a}.{b}.{c}.{d:#04X}"),
+                format!("0{a:o}.{b}.{c}.{d}"),
+                format!("{a}.{b}.{c}.{d}."),
+                format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            ] {
+                let text = format!("https://{host}/");
+                prop_assert_eq!(HTTPS.canonical(&text), Err(Error::AddressForm), "{}", text);
+            }
+        }
+
+        #[test]
+        fn an_ipv6_address_is_accepted_in_its_plain_form_alone(bits: u128) {
+            let address = Ipv6Addr::from_bits(bits);
+            let plain = format!("https://{}/", Host::<&str>::Ipv6(address));
+            prop_assert_eq!(HTTPS.canonical(&plain), Ok(plain.clone()));
+            let long = address.segments().map(|segment| format!("{segment:04X}")).join(":");
+            prop_assert_eq!(HTTPS.canonical(&format!("https://[{long}]/")), Err(Error::AddressForm));
+        }
+
+        #[test]
+        fn what_must_not_stand_in_a_url_is_refused_wherever_it_stands(
+            byte in prop_oneof![0_u8..=0x20, Just(0x7f), Just(b'\\')],
+            at in 0_usize..=27,
+        ) {
+            let mut text = "https://hooks.company.com/a".to_owned();
+            text.insert(at, char::from(byte));
+            prop_assert_eq!(HTTPS.canonical(&text), Err(Error::ForbiddenCharacter));
+        }
+
+        #[test]
+        fn users_fragments_and_privileged_ports_are_refused(
+            user in "[!-\"$-.0-;=A-Z^-~]{0,10}",
+            fragment in "[ -~]{0,10}",
+            port in (0_u16..1_024).prop_filter("the port of https", |port| *port != 443),
+        ) {
+            let user = HTTPS.canonical(&format!("https://{user}@company.com/"));
+            prop_assert_eq!(user, Err(Error::UserInfo));
+            let fragment = fragment.replace([' ', '\\'], "");
+            let fragment = HTTPS.canonical(&format!("https://company.com/#{fragment}"));
+            prop_assert_eq!(fragment, Err(Error::Fragment));
+            let port = HTTPS.canonical(&format!("https://company.com:{port}/"));
+            prop_assert_eq!(port, Err(Error::Port));
         }
     }
 }

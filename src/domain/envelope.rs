@@ -5,6 +5,8 @@
 //! integers, duplicate keys and escapes stay what they were. The same event and tenant make the
 //! same bytes, on every attempt.
 
+mod cloudevents;
+
 use std::fmt;
 
 use bytes::Bytes;
@@ -15,10 +17,8 @@ use super::channel::PayloadFormat;
 use super::event::Event;
 use super::tenant::Tenant;
 
-/// The formats that [`body`] can make; the others come with a later version.
-pub const SUPPORTED_FORMATS: [PayloadFormat; 3] =
-    [PayloadFormat::Standard, PayloadFormat::Flat, PayloadFormat::DataOnly];
-
+/// The media type of every body but one.
+const JSON_TYPE: &str = "application/json";
 /// The names of FLAT's own fields, which win over members of the data.
 const FLAT_FIELDS: [&str; 5] =
     ["event_type", "environment", "account_id", "account_name", "timestamp"];
@@ -28,9 +28,6 @@ const ENVELOPE_BYTES: usize = 256;
 /// There is no body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// This version cannot make the format.
-    #[error("This version of Tidings does not support the subscription's payload format yet.")]
-    Unsupported(PayloadFormat),
     /// The stored data is not JSON, although only JSON is accepted.
     #[error("The event's data is not valid JSON.")]
     NotJson,
@@ -39,15 +36,30 @@ pub enum Error {
 /// The body of every request that delivers `event` of `tenant` in `format`.
 ///
 /// # Errors
-/// When the format is none of [`SUPPORTED_FORMATS`].
+/// When the stored data is not JSON, and the format has to look into it.
 pub fn body(format: PayloadFormat, event: &Event, tenant: &Tenant) -> Result<Bytes, Error> {
     match format {
         PayloadFormat::Standard => Ok(standard(event, tenant)),
         PayloadFormat::Flat => flat(event, tenant),
-        PayloadFormat::DataOnly => Ok(event.data.clone()),
-        PayloadFormat::CloudEventsStructured | PayloadFormat::CloudEventsBinary => {
-            Err(Error::Unsupported(format))
-        }
+        PayloadFormat::DataOnly | PayloadFormat::CloudEventsBinary => Ok(event.data.clone()),
+        PayloadFormat::CloudEventsStructured => Ok(cloudevents::structured(event)),
+    }
+}
+
+/// The media type of the body.
+pub const fn content_type(format: PayloadFormat) -> &'static str {
+    match format {
+        PayloadFormat::CloudEventsStructured => cloudevents::STRUCTURED_TYPE,
+        _ => JSON_TYPE,
+    }
+}
+
+/// The headers that belong to the format, with values that are printable ASCII: the attributes of
+/// CloudEvents in binary mode.
+pub fn headers(format: PayloadFormat, event: &Event) -> Vec<(String, String)> {
+    match format {
+        PayloadFormat::CloudEventsBinary => cloudevents::headers(event),
+        _ => Vec::new(),
     }
 }
 
@@ -174,6 +186,7 @@ mod tests {
                 account_id,
                 ..TenantSpec::default()
             },
+            unreadable: false,
             revision: 1,
             create_time: now,
             update_time: now,
@@ -255,11 +268,6 @@ mod tests {
 
     #[test]
     fn what_cannot_be_made_is_an_error() {
-        for format in [PayloadFormat::CloudEventsBinary, PayloadFormat::CloudEventsStructured] {
-            let made = body(format, &event("{}"), &tenant("A", None));
-            assert_eq!(made, Err(Error::Unsupported(format)));
-            assert!(!SUPPORTED_FORMATS.contains(&format));
-        }
         for data in ["{", "{\"a\":1}}", "{a:1}"] {
             let made = body(PayloadFormat::Flat, &event(data), &tenant("A", None));
             assert_eq!(made, Err(Error::NotJson), "{data}");
@@ -288,6 +296,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn cloudevents_hold_the_data_byte_for_byte(data in json(), subject in ".{0,20}") {
+            let event = Event { subject, ..event(&data) };
+            let tenant = tenant("A", None);
+            let binary = body(PayloadFormat::CloudEventsBinary, &event, &tenant).expect("body");
+            prop_assert_eq!(binary, &event.data);
+            let body = body(PayloadFormat::CloudEventsStructured, &event, &tenant).expect("body");
+            let tail = format!(",\"data\":{data}}}");
+            prop_assert!(body.ends_with(tail.as_bytes()));
+            let parsed: Value = serde_json::from_slice(&body).expect("JSON");
+            prop_assert_eq!(parsed["subject"].as_str().unwrap_or_default(), &event.subject);
+            for (name, value) in headers(PayloadFormat::CloudEventsBinary, &event) {
+                prop_assert!(name.starts_with("ce-"));
+                prop_assert!(value.bytes().all(|byte| (0x21..=0x7e).contains(&byte)), "{}", value);
+            }
+        }
+
         #[test]
         fn standard_contains_the_data_and_parses(data in json(), name in ".{0,20}") {
             let body = body(PayloadFormat::Standard, &event(&data), &tenant(&name, None)).expect("body");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::id::{EventId, TenantId};
@@ -14,8 +15,18 @@ use super::{Timestamp, Violations, pattern, payload};
 pub const MAX_SUBJECT_BYTES: usize = 256;
 /// Most bytes in an idempotency key.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// What an event takes in memory beside its payload, its labels and its subject.
+const OVERHEAD_BYTES: usize = 1024;
 /// How far ahead an event may be scheduled.
 pub const MAX_DELIVER_AHEAD: Duration = Duration::from_hours(8784);
+
+/// What the types of the service's own events start with. No client may emit them.
+const RESERVED: &str = "tidings.";
+
+/// Whether events of this type are the service's own.
+pub fn is_reserved(event_type: &str) -> bool {
+    event_type.starts_with(RESERVED)
+}
 
 /// What a service says when it emits.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,6 +39,8 @@ pub struct NewEvent {
     pub subject: String,
     /// The payload as it was emitted.
     pub data: Bytes,
+    /// The request's field that the payload came in: what violations name.
+    pub data_field: &'static str,
     /// Labels.
     pub labels: Labels,
     /// When it happened; `None` for now.
@@ -43,7 +56,7 @@ pub struct NewEvent {
 }
 
 /// An event as it is stored.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// Its id.
     pub id: EventId,
@@ -69,12 +82,35 @@ pub struct Event {
     pub trace: TraceContext,
 }
 
+/// About how many bytes an event takes in memory whose payload, labels and subject have
+/// `content_bytes` together: what limits of memory count.
+pub const fn weight(content_bytes: usize) -> usize {
+    content_bytes.saturating_add(OVERHEAD_BYTES)
+}
+
+fn content_bytes(data: &[u8], labels: &Labels, subject: &str) -> usize {
+    let labels: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    data.len() + labels + subject.len()
+}
+
+impl Event {
+    /// See [`weight`].
+    pub fn weight(&self) -> usize {
+        weight(content_bytes(&self.data, &self.labels, &self.subject))
+    }
+}
+
 impl NewEvent {
+    /// See [`weight`].
+    pub fn weight(&self) -> usize {
+        weight(content_bytes(&self.data, &self.labels, &self.subject))
+    }
+
     /// Notes in `violations` everything that is wrong. `max_data_bytes` limits the payload.
     pub fn check(&self, now: Timestamp, max_data_bytes: usize, violations: &mut Violations) {
         if let Err(error) = pattern::check_name(&self.event_type) {
             violations.add("type", error);
-        } else if self.event_type.starts_with("tidings.") {
+        } else if is_reserved(&self.event_type) {
             violations
                 .add("type", "must not start with tidings., which is for the service's own events");
         }
@@ -91,10 +127,10 @@ impl NewEvent {
             }
         }
         match std::str::from_utf8(&self.data) {
-            Err(_) => violations.add("data_json", "must be UTF-8"),
+            Err(_) => violations.add(self.data_field, "must be UTF-8"),
             Ok(json) => {
                 if let Err(error) = payload::check(json, max_data_bytes) {
-                    violations.add("data_json", error);
+                    violations.add(self.data_field, error);
                 }
             }
         }

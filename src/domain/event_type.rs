@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::TenantId;
 use super::retry::RetryPolicy;
-use super::{Timestamp, Violations, pattern, tenant};
+use super::{Timestamp, Violations, mail, pattern, tenant};
 
 /// Most bytes in a description or in guidance.
 pub const MAX_TEXT_BYTES: usize = 8 * 1024;
@@ -51,6 +51,9 @@ pub struct EventTypeSpec {
     pub recommended_channels: Vec<ChannelKind>,
     /// What a receiver should do with it.
     pub guidance: String,
+    /// The template of mails about it; empty for the built-in one.
+    #[serde(default)]
+    pub email_template: String,
 }
 
 /// An event type as it is stored.
@@ -89,6 +92,9 @@ impl EventTypeSpec {
                 violations
                     .add(field, format!("must have at most {limit} bytes, has {}", text.len()));
             }
+        }
+        if let Err(error) = mail::check(&self.email_template) {
+            violations.add("event_type.email_template", error.to_string());
         }
         if let Some(policy) = &self.retry_policy {
             policy.check("event_type.retry_policy", &mut violations);

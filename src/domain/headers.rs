@@ -35,7 +35,9 @@ const RESERVED: [&str; 19] = [
     "x-signature",
 ];
 /// What reserved names start with.
-const RESERVED_PREFIXES: [&str; 3] = ["proxy-", "webhook-", "tidings-"];
+const RESERVED_PREFIXES: [&str; 4] = ["ce-", "proxy-", "tidings-", "webhook-"];
+/// Reserved names that a signature may have: those that the schemes use by default.
+const SIGNATURE_NAMES: [&str; 3] = ["stripe-signature", "x-hub-signature-256", "x-signature"];
 
 /// Whether no custom header may have this name, in whatever case.
 pub fn is_reserved(name: &str) -> bool {
@@ -65,16 +67,19 @@ pub fn check(headers: &BTreeMap<String, String>) -> Vec<(String, String)> {
     errors
 }
 
-/// Whether the plain HMAC scheme may put its signature into the header `name`.
+/// Whether a scheme whose header can be named may put its signature into the header `name`. Whether
+/// another scheme uses the same name is the caller's to check.
 ///
 /// # Errors
 /// A sentence for the client.
 pub fn check_signature_header(name: &str) -> Result<(), String> {
     check_name(name)?;
-    if is_reserved(name) && !name.eq_ignore_ascii_case("x-signature") {
-        return Err("must not be a name that HTTP, another signature scheme or Tidings itself \
-                    needs; X-Signature is the default"
-            .to_owned());
+    if is_reserved(name) && !SIGNATURE_NAMES.iter().any(|free| free.eq_ignore_ascii_case(name)) {
+        return Err(
+            "must not be a name that HTTP, Standard Webhooks, CloudEvents or Tidings itself \
+                    needs"
+                .to_owned(),
+        );
     }
     Ok(())
 }
@@ -134,7 +139,7 @@ mod tests {
         let design = "host content-length transfer-encoding connection te trailer upgrade expect \
             proxy-authorization proxy-x webhook-id webhook-signature tidings-attempt x-signature \
             x-hub-signature-256 stripe-signature date user-agent content-type cookie traceparent \
-            tracestate accept-encoding keep-alive";
+            tracestate accept-encoding keep-alive ce-id ce-anything";
         for name in design.split_whitespace() {
             for name in [name.to_owned(), name.to_ascii_uppercase()] {
                 assert!(is_reserved(&name), "{name}");
@@ -173,10 +178,14 @@ mod tests {
 
     #[test]
     fn a_signature_header_is_a_free_name() {
-        for name in ["X-Signature", "x-signature", "X-Company-Signature", "Authorization"] {
+        for name in
+            ["X-Signature", "stripe-signature", "X-Hub-Signature-256", "X-Company", "Authorization"]
+        {
             assert!(check_signature_header(name).is_ok(), "{name}");
         }
-        for name in ["", "a b", "Content-Type", "webhook-signature", "Tidings-Attempt", "Host"] {
+        for name in
+            ["", "a b", "Content-Type", "webhook-signature", "Tidings-Attempt", "Host", "ce-type"]
+        {
             assert!(check_signature_header(name).is_err(), "{name}");
         }
     }

@@ -5,6 +5,7 @@
 //! are never chosen by them. An id is 30 bytes and `Copy`: passing one around allocates nothing.
 
 use std::fmt;
+use std::time::Duration;
 
 use rand::Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -134,6 +135,26 @@ ids! {
     DeliveryId = "dlv_";
     /// Names a running service process.
     NodeId = "nod_";
+}
+
+impl SubscriptionId {
+    /// The id under which a tenant's primary contact gets its mail: that of the tenant, as a
+    /// subscription's. It belongs to no subscription that anybody made.
+    pub fn of_primary_contact(tenant: TenantId) -> Self {
+        let mut bytes = tenant.0;
+        bytes[..Self::PREFIX.len()].copy_from_slice(Self::PREFIX.as_bytes());
+        Self(bytes)
+    }
+}
+
+impl DeliveryId {
+    /// The ids, from the first one until before the second one, among which those of an event's
+    /// deliveries are. They are made in the same millisecond as the event, and carry it: a range of
+    /// the primary key serves instead of an index of its own.
+    pub fn range_of(event: EventId) -> (Self, Self) {
+        let born = event.time();
+        (Self::first_at(born), Self::first_at(born.plus(Duration::from_millis(1))))
+    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,11 @@ impl Pattern {
         Ok(Self(text.to_owned()))
     }
 
+    /// Every event type.
+    pub fn all() -> Self {
+        Self("*".to_owned())
+    }
+
     /// Whether events of type `name` are chosen.
     pub fn matches(&self, name: &str) -> bool {
         match self.0.strip_suffix('*') {

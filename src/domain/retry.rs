@@ -125,7 +125,7 @@ impl RetryPolicy {
                     violations
                         .add(format!("{field}.exponential.multiplier"), "must be from 1 to 100");
                 }
-                if max < initial {
+                if max < initial && *initial <= MAX_INTERVAL {
                     violations.add(
                         format!("{field}.exponential.max_interval"),
                         "must not be shorter than initial_interval",

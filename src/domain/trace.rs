@@ -5,11 +5,12 @@
 use std::fmt;
 
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 
 /// Where in which trace something happens: what a `traceparent` header says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceContext {
     /// Names the trace; never zero.
     pub trace_id: u128,

@@ -12,11 +12,11 @@ use crate::domain::id::TenantId;
 use crate::store::{Error, FeedRow, Store};
 
 /// Rows that a ring keeps: what a watcher may lag behind before it reads from the database.
-const RING_ROWS: usize = 256;
+const RING_ROWS: usize = 2_048;
 /// Changes that a ring keeps at most, over all its rows.
 const RING_CHANGES: usize = 8_192;
 /// Rows that one read takes at most.
-const PAGE: u32 = 64;
+const PAGE: u32 = 512;
 /// How often to look when nothing wakes the hub: for replicas that cannot hear each other.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The shortest time between two looks: many commits share one.

@@ -5,6 +5,7 @@
 //! read per watcher; a watcher that falls out of a ring reads from the database again.
 
 mod hub;
+mod tasks;
 mod wakes;
 mod watcher;
 
@@ -13,8 +14,6 @@ use std::sync::Arc;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::domain::delivery::{Delivery, State};
 use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
@@ -22,6 +21,7 @@ use crate::domain::pattern::Pattern;
 use crate::store::{self, Store};
 
 use hub::Hub;
+use tasks::Tasks;
 pub use watcher::Watcher;
 
 /// Which deliveries to tell of; empty fields choose all.
@@ -128,8 +128,7 @@ pub enum Error {
 #[derive(Clone)]
 pub struct Feed {
     hub: Arc<Hub>,
-    closing: CancellationToken,
-    tasks: TaskTracker,
+    tasks: Tasks,
 }
 
 impl Feed {
@@ -138,16 +137,15 @@ impl Feed {
         let watchers = Gauge::default();
         registry.register("tidings_watchers", "Open streams of WatchDeliveries", watchers.clone());
         let hub = Arc::new(Hub::new(store.clone(), watchers));
-        let closing = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        tasks.spawn(closing.clone().run_until_cancelled_owned(hub::run(Arc::clone(&hub))));
-        tasks.spawn(closing.clone().run_until_cancelled_owned(wakes::tell_others(store.clone())));
-        tasks.spawn(
-            closing
-                .clone()
-                .run_until_cancelled_owned(wakes::hear_others(Arc::clone(&hub), store.clone())),
-        );
-        Self { hub, closing, tasks }
+        let tasks = Tasks::new();
+        tasks.spawn("the feed's hub", hub::run(Arc::clone(&hub)));
+        // An embedded database has no other replicas.
+        if !store.is_embedded() {
+            tasks.spawn("the feed's call to replicas", wakes::tell_others(store.clone()));
+            let hear = wakes::hear_others(Arc::clone(&hub), store.clone());
+            tasks.spawn("the feed's ear for replicas", hear);
+        }
+        Self { hub, tasks }
     }
 
     /// Watches a tenant's deliveries.
@@ -160,17 +158,27 @@ impl Feed {
         filter: Filter,
         start: Start,
     ) -> Result<Watcher, Error> {
-        Watcher::open(Arc::clone(&self.hub), self.closing.clone(), tenant_id, filter, start).await
+        Watcher::open(Arc::clone(&self.hub), self.tasks.closing(), tenant_id, filter, start).await
     }
 
     /// Ends every watcher, with an error that says where to go on.
     pub fn close(&self) {
-        self.closing.cancel();
         self.tasks.close();
     }
 
     /// Waits, once closed, until the feed's own tasks have ended.
     pub async fn drained(&self) {
-        self.tasks.wait().await;
+        self.tasks.drained().await;
+    }
+
+    /// Waits until one of the feed's own tasks has ended by itself, which is a fault; tells which.
+    pub async fn failed(&self) -> &'static str {
+        self.tasks.failed().await
+    }
+
+    /// Has a task of the feed end by itself.
+    #[cfg(test)]
+    pub(crate) fn break_down(&self) {
+        self.tasks.spawn("the feed's broken part", async {});
     }
 }

@@ -16,8 +16,7 @@ const ERROR_PAUSE: Duration = Duration::from_secs(1);
 /// Wakes the other replicas after changes of this one.
 pub(super) async fn tell_others(store: Store) {
     let mut changes = store.changes();
-    // An embedded database has no other replicas.
-    while !store.is_embedded() && changes.changed().await.is_ok() {
+    while changes.changed().await.is_ok() {
         if let Err(error) = store.notify().await {
             tracing::debug!(%error, "other replicas could not be woken");
         }
@@ -29,7 +28,8 @@ pub(super) async fn tell_others(store: Store) {
 pub(super) async fn hear_others(hub: Arc<Hub>, store: Store) {
     loop {
         match store.listen().await {
-            Ok(None) => return,
+            // There is nothing to hear: the hub looks by itself. Ending would count as a fault.
+            Ok(None) => std::future::pending().await,
             Ok(Some(mut listener)) => {
                 while listener.next().await.is_ok() {
                     hub.wake();

@@ -25,7 +25,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(15);
 /// Deliveries in one page of a snapshot.
 const SNAPSHOT_PAGE: u32 = 200;
 /// Rows of the feed that are held at once.
-const PAGE: u32 = 16;
+const PAGE: u32 = 128;
 
 /// Hears of one tenant's deliveries.
 pub struct Watcher {
@@ -126,6 +126,7 @@ impl Watcher {
             .snapshot_page(
                 self.tenant_id,
                 self.filter.subscription_id,
+                self.filter.event_id,
                 &self.filter.states,
                 snapshot.after,
                 SNAPSHOT_PAGE,

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 
 use crate::dispatch::{Permit, Queue};
+use crate::domain::Timestamp;
 use crate::domain::channel::Channel;
 use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::{Event, NewEvent};
-use crate::domain::id::{DeliveryId, EventId, TenantId};
-use crate::domain::schema;
+use crate::domain::id::{DeliveryId, EventId, NodeId, TenantId};
 use crate::domain::subscription::{self, Subscription};
-use crate::domain::{Timestamp, Violations};
-use crate::store::{Catalog, IdempotencyKey, KeyUse};
+use crate::store::{Acceptance, Catalog, IdempotencyKey, KeyUse};
 
+use super::judge::judge_again;
 use super::{Accepted, Error, Pending};
 
 /// What a request is answered.
@@ -49,6 +49,8 @@ pub(super) struct Batch {
     key_owners: Vec<usize>,
     deliveries: Vec<Delivery>,
     leased: Vec<Leased>,
+    /// Events whose schema had changed since they were judged.
+    judged_again: u64,
 }
 
 impl Batch {
@@ -66,6 +68,7 @@ impl Batch {
             key_owners: Vec::new(),
             deliveries: Vec::new(),
             leased: Vec::new(),
+            judged_again: 0,
         };
         let mut seen: HashMap<(TenantId, &str), (usize, usize)> = HashMap::new();
         for (place, pending) in group.iter().enumerate() {
@@ -74,9 +77,12 @@ impl Batch {
                 batch.fates.push(Fate::Known(Err(Error::UnknownTenant)));
                 continue;
             };
-            if let Err(violations) = check_schema(new, catalog) {
-                batch.fates.push(Fate::Known(Err(Error::Invalid(violations))));
-                continue;
+            if !pending.verdict.stands(catalog, &new.event_type) {
+                batch.judged_again += 1;
+                if let Err(violations) = judge_again(new, catalog) {
+                    batch.fates.push(Fate::Known(Err(Error::Invalid(violations))));
+                    continue;
+                }
             }
             let mut fingerprint = None;
             if !new.idempotency_key.is_empty() {
@@ -116,9 +122,14 @@ impl Batch {
         self.rows.iter().map(|row| row.delivery_count as usize).sum()
     }
 
+    /// How many events had to be judged by the committer.
+    pub(super) const fn judged_again(&self) -> u64 {
+        self.judged_again
+    }
+
     /// The keys that the batch wants to take.
-    pub(super) fn keys(&self) -> &[IdempotencyKey] {
-        &self.keys
+    pub(super) fn keys(&self) -> impl ExactSizeIterator<Item = &IdempotencyKey> {
+        self.keys.iter()
     }
 
     /// Drops the events whose key an earlier request had taken, and answers with that one's.
@@ -157,13 +168,15 @@ impl Batch {
             if !catalogs.contains_key(&row.event.tenant_id) {
                 continue;
             }
+            let bytes = row.event.weight();
             for subscription in &row.subscriptions {
                 for recipient in recipients(subscription) {
                     let mut delivery =
                         new_delivery(&row.event, subscription, recipient, now, random);
                     if delivery.next_attempt_time.is_some_and(|due| due <= now)
-                        && let Some(permit) =
+                        && let Some(mut permit) =
                             queue.reserve(subscription.id, Some(subscription), 1).pop()
+                        && permit.weigh(bytes)
                     {
                         delivery.state = State::Delivering;
                         delivery.next_attempt_time = None;
@@ -177,16 +190,24 @@ impl Batch {
         permits
     }
 
-    /// The events to store.
-    pub(super) fn events(&self) -> impl ExactSizeIterator<Item = &Event> {
-        let events: Vec<&Event> =
-            self.rows.iter().filter(|row| !row.is_dropped).map(|row| row.event.as_ref()).collect();
-        events.into_iter()
-    }
-
-    /// The deliveries to store.
-    pub(super) fn deliveries(&self) -> &[Delivery] {
-        &self.deliveries
+    /// What is to be stored.
+    pub(super) fn acceptance<'a>(
+        &'a self,
+        settings: &'a HashMap<TenantId, Catalog>,
+        node: NodeId,
+        now: Timestamp,
+    ) -> Acceptance<'a> {
+        let is_new = |place: &usize| matches!(self.fates[*place], Fate::New(_));
+        let keys = self.keys.iter().zip(&self.key_owners);
+        let rows = self.rows.iter().filter(|row| !row.is_dropped);
+        Acceptance {
+            settings,
+            keys: keys.filter(|(_, owner)| is_new(owner)).map(|(key, _)| key).collect(),
+            events: rows.map(|row| row.event.as_ref()).collect(),
+            deliveries: &self.deliveries,
+            node,
+            now,
+        }
     }
 
     /// The answers, in the order of the requests, and the deliveries that were born leased.
@@ -216,13 +237,7 @@ impl Batch {
 
 fn new_row(new: &NewEvent, catalog: &Catalog, now: Timestamp, random: &mut StdRng) -> NewRow {
     let event = new.clone().accepted(EventId::new(now, random), now);
-    let subscriptions: Vec<_> = catalog
-        .own
-        .subscriptions
-        .iter()
-        .filter(|subscription| subscription.wants(&event.event_type))
-        .cloned()
-        .collect();
+    let subscriptions = catalog.subscribers(&event.event_type);
     let count: usize =
         subscriptions.iter().map(|subscription| recipients(subscription).count()).sum();
     NewRow {
@@ -251,6 +266,7 @@ fn new_delivery(
 ) -> Delivery {
     let is_held = subscription.state != subscription::State::Active;
     let due = event.deliver_time.unwrap_or(now).max(now);
+    let due = subscription.digest().map_or(due, |digest| digest.window_end(due));
     Delivery {
         id: DeliveryId::new(now, random),
         tenant_id: event.tenant_id,
@@ -263,6 +279,7 @@ fn new_delivery(
         failure_reason: None,
         attempt_count: 0,
         automatic_count: 0,
+        interrupted_count: 0,
         next_attempt_time: (!is_held).then_some(due),
         expire_time: event.expire_time,
         recover_time: None,
@@ -272,22 +289,4 @@ fn new_delivery(
         create_time: now,
         update_time: now,
     }
-}
-
-/// Checks the payload against the event type's JSON Schema, when it has one.
-fn check_schema(new: &NewEvent, catalog: &Catalog) -> Result<(), Violations> {
-    let compiled = catalog.event_type(&new.event_type).and_then(|info| info.schema.as_ref());
-    let Some(compiled) = compiled else { return Ok(()) };
-    let mut violations = Violations::new();
-    match serde_json::from_slice(&new.data) {
-        Ok(payload) => {
-            for error in compiled.iter_errors(&payload).take(schema::MAX_VIOLATIONS) {
-                let path = error.instance_path().to_string();
-                violations
-                    .add(format!("data{}", path.replace('/', ".")), error.masked().to_string());
-            }
-        }
-        Err(error) => violations.add("data", error.to_string()),
-    }
-    violations.or_ok(())
 }

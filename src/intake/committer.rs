@@ -1,18 +1,19 @@
 //! The group commit: one task that takes what has arrived, stores it in one transaction, and
 //! answers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::dispatch::{Job, Queue};
-use crate::domain::Clock;
+use crate::dispatch::{Job, Permit, Queue};
 use crate::domain::id::TenantId;
-use crate::store::{CatalogCache, Error as StoreError, Store};
+use crate::domain::{Clock, Timestamp};
+use crate::store::{AcceptResult, Catalog, CatalogCache, Error as StoreError, SettingsSeen, Store};
 
-use super::batch::{Answer, Batch};
+use super::batch::{Answer, Batch, Leased};
 use super::metrics::Metrics;
 use super::{Error, Parts, Pending};
 
@@ -22,6 +23,8 @@ const MAX_EVENTS: usize = 512;
 const MAX_DELIVERIES: usize = 10_000;
 /// Most payload bytes in one transaction: a few large events make a batch of their own.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
+/// How often a batch is tried again because settings or keys have changed meanwhile.
+const MAX_TRIES: usize = 32;
 
 pub(super) struct Committer {
     store: Store,
@@ -30,12 +33,15 @@ pub(super) struct Committer {
     queue: Queue,
     random: StdRng,
     metrics: Arc<Metrics>,
+    /// Whether the last batch repeated earlier requests. Then the next one probably does too, and
+    /// looks before it tries.
+    expects_repeats: bool,
 }
 
 impl Committer {
     pub(super) fn new(parts: Parts, random: StdRng, metrics: Arc<Metrics>) -> Self {
         let Parts { store, clock, catalog, queue, .. } = parts;
-        Self { store, clock, catalog, queue, random, metrics }
+        Self { store, clock, catalog, queue, random, metrics, expects_repeats: false }
     }
 
     /// Commits until every sender is gone and nothing is left.
@@ -78,6 +84,10 @@ impl Committer {
                     let _ = pending.reply.send(result);
                 }
             }
+            Err(error) if error.is_full() => {
+                tracing::error!(%error, events = group.len(), "the disk of the database is full: events are refused");
+                refuse(group, &Error::StorageFull);
+            }
             Err(StoreError::Unavailable(error)) => {
                 tracing::warn!(%error, events = group.len(), "events cannot be committed");
                 refuse(group, &Error::Unavailable);
@@ -104,33 +114,56 @@ impl Committer {
             group.iter().map(|pending| pending.event.tenant_id).collect();
         tenants.sort_unstable();
         tenants.dedup();
-        let settings_seen = self.store.settings_seen();
-        let transaction = self.store.begin_accept().await?;
-        let catalogs = transaction.catalogs(&self.catalog, &tenants).await?;
-        let mut batch = Batch::prepare(group, &catalogs, now, &mut self.random);
-        if group.len() > 1 && batch.delivery_count() > MAX_DELIVERIES {
-            return Ok(None);
-        }
-        let uses = transaction.take_keys(batch.keys(), now).await?;
-        batch.settle_keys(&uses);
-        let permits = batch.reserve(&self.queue, &catalogs, now, &mut self.random);
-        let node = self.queue.node();
-        transaction.insert(batch.events(), batch.deliveries(), node, now).await?;
-        transaction.commit().await?;
-        let (results, leased) = batch.finish();
-        for ((delivery, event), permit) in leased.into_iter().zip(permits) {
-            if let Some(catalog) = catalogs.get(&delivery.tenant_id).cloned() {
-                self.queue.push(Job {
-                    delivery,
-                    event,
-                    catalog,
-                    settings_time: now,
-                    settings_seen,
-                    permit,
-                });
+        let mut uses = HashMap::new();
+        let mut catalogs = self.catalog.believed(&self.store, &tenants).await?;
+        for _ in 0..MAX_TRIES {
+            let settings_seen = self.store.settings_seen();
+            let mut batch = Batch::prepare(group, &catalogs, now, &mut self.random);
+            if batch.delivery_count() > MAX_DELIVERIES && group.len() > 1 {
+                return Ok(None);
+            }
+            if self.expects_repeats {
+                uses.extend(self.store.key_uses(batch.keys()).await?);
+            }
+            batch.settle_keys(&uses);
+            let permits = batch.reserve(&self.queue, &catalogs, now, &mut self.random);
+            let node = self.queue.node();
+            match self.store.accept(&batch.acceptance(&catalogs, node, now)).await? {
+                AcceptResult::Stored => {
+                    self.expects_repeats = !uses.is_empty();
+                    self.metrics.judged_again(batch.judged_again());
+                    let (results, leased) = batch.finish();
+                    let leased = leased.into_iter().zip(permits);
+                    self.hand_over(leased, &catalogs, now, settings_seen).await;
+                    return Ok(Some(results));
+                }
+                AcceptResult::SettingsChanged => {
+                    catalogs = self.catalog.current(&self.store, &tenants).await?;
+                }
+                AcceptResult::KeysTaken => {
+                    uses.extend(self.store.key_uses(batch.keys()).await?);
+                }
             }
         }
-        Ok(Some(results))
+        Err(StoreError::too_busy("settings and idempotency keys changed with every try"))
+    }
+
+    #[cfg_attr(
+        not(feature = "failpoints"),
+        expect(clippy::unused_async, reason = "a fail point waits")
+    )]
+    async fn hand_over(
+        &self,
+        leased: impl Iterator<Item = (Leased, Permit)>,
+        catalogs: &HashMap<TenantId, Catalog>,
+        settings_time: Timestamp,
+        settings_seen: SettingsSeen,
+    ) {
+        for ((delivery, event), permit) in leased {
+            fail_point!(AcceptHandOver, continue);
+            let Some(catalog) = catalogs.get(&delivery.tenant_id).cloned() else { continue };
+            self.queue.push(Job { delivery, event, catalog, settings_time, settings_seen, permit });
+        }
     }
 }
 

@@ -21,11 +21,12 @@ pub(super) struct Metrics {
     duplicates: Counter,
     deliveries: Counter,
     refused: Family<ReasonLabel, Counter>,
+    judged_again: Counter,
     emit_seconds: Histogram,
     batch_size: Histogram,
 }
 
-const REASONS: [&str; 8] = [
+const REASONS: [&str; 9] = [
     "invalid",
     "unknown_tenant",
     "key_reused",
@@ -34,6 +35,7 @@ const REASONS: [&str; 8] = [
     "deadline_exceeded",
     "unavailable",
     "internal",
+    "storage_full",
 ];
 
 const fn reason(error: &Error) -> &'static str {
@@ -46,6 +48,7 @@ const fn reason(error: &Error) -> &'static str {
         Error::DeadlineExceeded => REASONS[5],
         Error::Unavailable => REASONS[6],
         Error::Internal => REASONS[7],
+        Error::StorageFull => REASONS[8],
     }
 }
 
@@ -56,6 +59,7 @@ impl Metrics {
             duplicates: Counter::default(),
             deliveries: Counter::default(),
             refused: Family::default(),
+            judged_again: Counter::default(),
             emit_seconds: Histogram::new(exponential_buckets(0.000_25, 2.0, 16)),
             batch_size: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
         };
@@ -78,6 +82,11 @@ impl Metrics {
             "tidings_events_refused",
             "Events that were not accepted, by reason",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "tidings_events_judged_again",
+            "Events whose JSON Schema was changed while they waited for their commit",
+            metrics.judged_again.clone(),
         );
         registry.register(
             "tidings_emit_duration_seconds",
@@ -109,6 +118,10 @@ impl Metrics {
                 self.refused.get_or_create(&ReasonLabel { reason: reason(error) }).inc();
             }
         }
+    }
+
+    pub(super) fn judged_again(&self, count: u64) {
+        self.judged_again.inc_by(count);
     }
 
     pub(super) fn batch(&self, size: usize) {

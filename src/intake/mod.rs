@@ -7,14 +7,15 @@
 
 mod batch;
 mod committer;
+mod judge;
 mod metrics;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use prometheus_client::registry::Registry;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -24,6 +25,7 @@ use crate::domain::id::EventId;
 use crate::domain::{Clock, Violations, payload};
 use crate::store::{CatalogCache, Store};
 
+use judge::{Judge, Verdict};
 use metrics::Metrics;
 
 /// How intake is set up.
@@ -33,11 +35,17 @@ pub struct Config {
     pub max_payload_bytes: usize,
     /// Events that may wait for a commit; more are refused, never dropped.
     pub queue_size: usize,
+    /// Bytes that those events may have together. Several times the largest event.
+    pub queue_bytes: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_payload_bytes: payload::DEFAULT_MAX_BYTES, queue_size: 10_000 }
+        Self {
+            max_payload_bytes: payload::DEFAULT_MAX_BYTES,
+            queue_size: 10_000,
+            queue_bytes: 64 * 1024 * 1024,
+        }
     }
 }
 
@@ -91,6 +99,9 @@ pub enum Error {
     /// The database is away.
     #[error("the database is unavailable")]
     Unavailable,
+    /// The database has no space left. Nothing is stored.
+    #[error("the database's disk is full")]
+    StorageFull,
     /// A fault of ours.
     #[error("internal error")]
     Internal,
@@ -99,6 +110,9 @@ pub enum Error {
 /// An event that waits for its commit.
 struct Pending {
     event: NewEvent,
+    /// Its bytes in memory, given back when it is answered.
+    _bytes: OwnedSemaphorePermit,
+    verdict: Verdict,
     deadline: Option<Instant>,
     reply: oneshot::Sender<Result<Accepted, Error>>,
 }
@@ -109,10 +123,24 @@ pub struct Intake {
     inner: Arc<Inner>,
 }
 
+/// A way in that keeps nothing alive: for whom intake itself depends on.
+#[derive(Clone)]
+pub struct WeakIntake(Weak<Inner>);
+
+impl WeakIntake {
+    /// The way in, as long as somebody else has it.
+    pub fn upgrade(&self) -> Option<Intake> {
+        self.0.upgrade().map(|inner| Intake { inner })
+    }
+}
+
 struct Inner {
     config: Config,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    judge: Judge,
+    /// The bytes that are left for events that wait.
+    bytes: Arc<Semaphore>,
     /// Empty once closed.
     sender: Mutex<Option<mpsc::Sender<Pending>>>,
     committer: Mutex<Option<JoinHandle<()>>>,
@@ -124,12 +152,15 @@ impl Intake {
         let metrics = Arc::new(Metrics::new(registry));
         let (sender, receiver) = mpsc::channel(config.queue_size);
         let clock = Arc::clone(&parts.clock);
+        let judge = Judge::new(parts.store.clone(), Arc::clone(&parts.catalog));
         let random = StdRng::seed_from_u64(parts.seed);
         let committer = committer::Committer::new(parts, random, Arc::clone(&metrics));
         let inner = Inner {
             config,
             clock,
             metrics,
+            judge,
+            bytes: Arc::new(Semaphore::new(config.queue_bytes.min(Semaphore::MAX_PERMITS))),
             sender: Mutex::new(Some(sender)),
             committer: Mutex::new(Some(tokio::spawn(committer.run(receiver)))),
         };
@@ -148,27 +179,46 @@ impl Intake {
     ) -> Result<Accepted, Error> {
         let inner = &self.inner;
         let start = inner.clock.now();
-        let result = self.submit(event, deadline).await;
+        let mut violations = Violations::new();
+        event.check(start, inner.config.max_payload_bytes, &mut violations);
+        let result = match violations.or_ok(()) {
+            Ok(()) => self.submit(event, deadline).await,
+            Err(violations) => Err(Error::Invalid(violations)),
+        };
         inner.metrics.emitted(result.as_ref(), inner.clock.now().since(start));
         result
     }
 
+    /// Emits an event of the service itself, which needs no check: its type and its key are such as
+    /// no client may use.
+    ///
+    /// # Errors
+    /// Why the event was not taken.
+    pub async fn announce(&self, event: NewEvent) -> Result<Accepted, Error> {
+        self.submit(event, None).await
+    }
+
     async fn submit(&self, event: NewEvent, deadline: Option<Instant>) -> Result<Accepted, Error> {
         let inner = &self.inner;
-        let mut violations = Violations::new();
-        event.check(inner.clock.now(), inner.config.max_payload_bytes, &mut violations);
-        if !violations.is_empty() {
-            return Err(Error::Invalid(violations));
-        }
         let sender = inner.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let sender = sender.ok_or(Error::ShuttingDown)?;
+        let weight = u32::try_from(event.weight()).unwrap_or(u32::MAX);
+        let bytes = Arc::clone(&inner.bytes).try_acquire_many_owned(weight);
+        let bytes = bytes.map_err(|_| Error::Overloaded)?;
+        let verdict = inner.judge.judge(&event).await?;
         let (reply, answer) = oneshot::channel();
-        sender.try_send(Pending { event, deadline, reply }).map_err(|error| match error {
+        let pending = Pending { event, _bytes: bytes, verdict, deadline, reply };
+        sender.try_send(pending).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
         })?;
         drop(sender);
         answer.await.unwrap_or(Err(Error::Internal))
+    }
+
+    /// A way in that keeps nothing alive.
+    pub fn downgrade(&self) -> WeakIntake {
+        WeakIntake(Arc::downgrade(&self.inner))
     }
 
     /// Takes nothing more. What was taken before is still committed and answered.

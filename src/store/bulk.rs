@@ -2,18 +2,20 @@
 //!
 //! On PostgreSQL the rows are one array per column, so the statement's text is the same for every
 //! number of rows and is prepared once. SQLite has no arrays: there the rows are VALUES, cut into
-//! chunks that stay below its limit of parameters. NULL does not travel: use 0 or '' and NULLIF.
+//! chunks of a few sizes, each of which is prepared once. NULL does not travel: use 0 or '' and NULLIF.
 
 use sea_orm::sea_query::ArrayType;
 use std::fmt::Write;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, QueryResult, Value};
 
+use crate::domain::Timestamp;
+
 use super::Error;
 use super::dialect::Dialect;
 
-/// SQLite's limit is 32,766 parameters a statement.
-const MAX_SQLITE_PARAMETERS: usize = 30_000;
+/// Most rows in one of SQLite's statements, which take 32,766 parameters at most.
+const MAX_CHUNK: usize = 128;
 
 /// A column's type.
 #[derive(Clone, Copy, Debug)]
@@ -63,15 +65,15 @@ impl<const N: usize> Rows<N> {
     /// Returns what it returned, over all chunks.
     pub(super) async fn query(
         self,
-        transaction: &DatabaseTransaction,
+        connection: &impl ConnectionTrait,
         sql: &str,
         values: &[Value],
     ) -> Result<Vec<QueryResult>, Error> {
         let dialect = self.dialect;
         let mut results = Vec::new();
-        for (with, values) in self.statements(values) {
-            let statement = dialect.statement(format!("{with}{sql}"), values);
-            results.extend(transaction.query_all_raw(statement).await?);
+        for (sql, values) in self.statements(sql, values) {
+            let statement = dialect.statement(sql, values);
+            results.extend(connection.query_all_raw(statement).await?);
         }
         Ok(results)
     }
@@ -85,20 +87,20 @@ impl<const N: usize> Rows<N> {
     ) -> Result<u64, Error> {
         let dialect = self.dialect;
         let mut changed = 0;
-        for (with, values) in self.statements(values) {
-            let statement = dialect.statement(format!("{with}{sql}"), values);
+        for (sql, values) in self.statements(sql, values) {
+            let statement = dialect.statement(sql, values);
             changed += transaction.execute_raw(statement).await?.rows_affected();
         }
         Ok(changed)
     }
 
-    fn statements(self, values: &[Value]) -> Vec<(String, Vec<Value>)> {
+    fn statements(self, sql: &str, values: &[Value]) -> Vec<(String, Vec<Value>)> {
         if self.values.is_empty() {
             return Vec::new();
         }
         match self.dialect {
-            Dialect::Postgres => vec![self.arrays(values)],
-            Dialect::Sqlite => self.chunks(values),
+            Dialect::Postgres => vec![self.arrays(sql, values)],
+            Dialect::Sqlite => self.chunks(sql, values),
         }
     }
 
@@ -106,7 +108,7 @@ impl<const N: usize> Rows<N> {
         self.columns.map(|(name, _)| name).join(", ")
     }
 
-    fn arrays(self, values: &[Value]) -> (String, Vec<Value>) {
+    fn arrays(self, sql: &str, values: &[Value]) -> (String, Vec<Value>) {
         let names = self.names();
         let arrays: Vec<_> = self
             .columns
@@ -114,7 +116,7 @@ impl<const N: usize> Rows<N> {
             .enumerate()
             .map(|(index, (_, kind))| format!("${}::{}", values.len() + index + 1, kind.array().1))
             .collect();
-        let with = format!("WITH r({names}) AS (SELECT * FROM unnest({}))", arrays.join(", "));
+        let sql = format!("WITH r({names}) AS (SELECT * FROM unnest({})){sql}", arrays.join(", "));
         let mut columns = self.columns.map(|_| Vec::with_capacity(self.values.len()));
         for row in self.values {
             for (column, value) in columns.iter_mut().zip(row) {
@@ -125,31 +127,50 @@ impl<const N: usize> Rows<N> {
             .into_iter()
             .zip(self.columns)
             .map(|(column, (_, kind))| Value::Array(kind.array().0, Some(Box::new(column))));
-        (with, values.iter().cloned().chain(arrays).collect())
+        (sql, values.iter().cloned().chain(arrays).collect())
     }
 
-    fn chunks(self, values: &[Value]) -> Vec<(String, Vec<Value>)> {
+    /// The rows' parameters have no names, and come first: the driver asks SQLite for the name of each
+    /// parameter, and SQLite looks through all names for it.
+    fn chunks(self, sql: &str, values: &[Value]) -> Vec<(String, Vec<Value>)> {
         let names = self.names();
-        let size = (MAX_SQLITE_PARAMETERS - values.len()) / N;
+        let row = format!("({})", ["?"; N].join(", "));
         let mut statements = Vec::new();
-        let mut rows = self.values.into_iter().peekable();
-        while rows.peek().is_some() {
-            let mut parameters = values.to_vec();
-            let mut table = String::new();
-            for row in rows.by_ref().take(size) {
-                table.push_str(if table.is_empty() { "(" } else { ", (" });
-                for (index, value) in row.into_iter().enumerate() {
-                    parameters.push(value);
-                    let separator = if index == 0 { "" } else { ", " };
-                    // Writing into a String cannot fail.
-                    let _ = write!(table, "{separator}${}", parameters.len());
-                }
-                table.push(')');
-            }
-            statements.push((format!("WITH r({names}) AS (VALUES {table})"), parameters));
+        let mut left = self.values.len();
+        let mut rows = self.values.into_iter();
+        while left > 0 {
+            let size = chunk(left);
+            left -= size;
+            let mut parameters = Vec::with_capacity(size * N + values.len());
+            parameters.extend(rows.by_ref().take(size).flatten());
+            parameters.extend_from_slice(values);
+            let table = vec![row.as_str(); size].join(", ");
+            let sql = with_places_moved(sql, size * N);
+            statements.push((format!("WITH r({names}) AS (VALUES {table}){sql}"), parameters));
         }
         statements
     }
+}
+
+/// `sql` with its `$1` as `$(1 + by)`, and so on.
+fn with_places_moved(sql: &str, by: usize) -> String {
+    let mut parts = sql.split('$');
+    let mut moved = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        let (place, rest) = part.split_at(end);
+        let place: usize = place.parse().unwrap_or(0);
+        // Writing into a String cannot fail.
+        let _ = write!(moved, "${}{rest}", place + by);
+    }
+    moved
+}
+
+/// The largest power of two up to `rows`, and up to [`MAX_CHUNK`]: so the statements have few
+/// different texts, and stay prepared.
+const fn chunk(rows: usize) -> usize {
+    let rows = if rows < MAX_CHUNK { rows } else { MAX_CHUNK };
+    1 << rows.ilog2()
 }
 
 /// A text value.
@@ -183,5 +204,35 @@ pub(super) fn any(dialect: Dialect, sql: &str, values: Vec<Value>) -> sea_orm::S
             let places: Vec<_> = (1..=values.len()).map(|place| format!("${place}")).collect();
             dialect.statement(format!("{sql}IN ({})", places.join(", ")), values)
         }
+    }
+}
+
+/// A time where NULL does not travel: 0 for none.
+pub(super) fn time_or_zero(time: Option<Timestamp>) -> Value {
+    bigint(time.map_or(0, Timestamp::as_micros))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_sqlite_the_rows_come_first_and_the_values_after_them() {
+        let columns = [("a", Type::BigInt), ("b", Type::BigInt)];
+        let mut rows = Rows::new(Dialect::Sqlite, columns, 3);
+        for number in 0..3 {
+            rows.push([bigint(number), bigint(number + 10)]);
+        }
+        let statements = rows.statements(" SELECT a, $2, b FROM r WHERE a > $1", &[int(7), int(8)]);
+        let [(first, first_values), (second, second_values)] = &statements[..] else {
+            panic!("{statements:?}");
+        };
+        assert_eq!(
+            first,
+            "WITH r(a, b) AS (VALUES (?, ?), (?, ?)) SELECT a, $6, b FROM r WHERE a > $5"
+        );
+        assert_eq!(*first_values, [bigint(0), bigint(10), bigint(1), bigint(11), int(7), int(8)]);
+        assert_eq!(second, "WITH r(a, b) AS (VALUES (?, ?)) SELECT a, $4, b FROM r WHERE a > $3");
+        assert_eq!(*second_values, [bigint(2), bigint(12), int(7), int(8)]);
     }
 }

@@ -7,11 +7,15 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use sea_orm::ConnectionTrait;
+use tokio::time::Instant;
 
+use crate::domain::channel::Channel;
 use crate::domain::event_type::EventType;
 use crate::domain::id::{SubscriptionId, TenantId};
+use crate::domain::mail_address::key_of;
 use crate::domain::retry::RetryPolicy;
 use crate::domain::schema;
 use crate::domain::subscription::Subscription;
@@ -22,6 +26,9 @@ use super::{Error, Store, bulk};
 
 /// Most tenants that are kept. Reaching it empties the cache: simple, and rare.
 const MAX_TENANTS: usize = 20_000;
+/// How long settings are believed of which some could not be read: a row that is restored in the
+/// database, and a key that is put into the file, change no version.
+const UNREADABLE_AGE: Duration = Duration::from_secs(1);
 
 /// An event type with its schema, ready to check payloads.
 #[derive(Debug)]
@@ -48,9 +55,19 @@ pub struct TenantCatalog {
     version: i64,
     /// The tenant.
     pub tenant: Arc<Tenant>,
-    /// Its subscriptions in order of their ids.
-    pub subscriptions: Vec<Arc<Subscription>>,
+    /// Its subscriptions in order of their ids, that of its primary contact among them.
+    subscriptions: Vec<Arc<Subscription>>,
     types: Types,
+    /// When it was loaded, if not all of it could be read.
+    unreadable_since: Option<Instant>,
+}
+
+impl TenantCatalog {
+    /// Whether it is at `version` or later, and worth believing.
+    fn is_current(&self, version: i64) -> bool {
+        self.version >= version
+            && self.unreadable_since.is_none_or(|since| now() < since + UNREADABLE_AGE)
+    }
 }
 
 /// A tenant's view: its own settings over the platform's.
@@ -62,9 +79,14 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// The versions of the tenant's own settings, and of the platform's.
+    pub(super) fn versions(&self) -> (i64, i64) {
+        (self.own.version, self.platform.version)
+    }
+
     /// The event type called `name`: the tenant's own, or else the platform's.
-    pub fn event_type(&self, name: &str) -> Option<&TypeInfo> {
-        self.own.types.get(name).or_else(|| self.platform.types.get(name)).map(AsRef::as_ref)
+    pub fn event_type(&self, name: &str) -> Option<&Arc<TypeInfo>> {
+        self.own.types.get(name).or_else(|| self.platform.types.get(name))
     }
 
     /// The subscription, when the tenant has it.
@@ -74,6 +96,24 @@ impl Catalog {
             .binary_search_by_key(&id, |subscription| subscription.id)
             .ok()
             .map(|at| &subscriptions[at])
+    }
+
+    /// The subscriptions that an event of `event_type` is delivered to. The tenant's primary contact
+    /// is among them unless another one mails the same address: nobody gets an event twice.
+    pub fn subscribers(&self, event_type: &str) -> Vec<Arc<Subscription>> {
+        let wants = |subscription: &&Arc<Subscription>| subscription.wants(event_type);
+        let mut wanted: Vec<_> =
+            self.own.subscriptions.iter().filter(wants).map(Arc::clone).collect();
+        let contact = self.own.tenant.spec.primary_contact_for(event_type).map(key_of);
+        let mails = |subscription: &Arc<Subscription>, key: &str| match &subscription.spec.channel {
+            Channel::Email(email) => email.recipients.iter().any(|it| key_of(it) == key),
+            Channel::Webhook(_) => false,
+        };
+        let is_told = contact.is_some_and(|key| {
+            !wanted.iter().any(|it| !it.is_of_primary_contact() && mails(it, &key))
+        });
+        wanted.retain(|subscription| is_told || !subscription.is_of_primary_contact());
+        wanted
     }
 
     /// The retry policy for deliveries of `event_type` to `subscription`: the subscription's own,
@@ -121,6 +161,38 @@ impl CatalogCache {
         self.at(store, &versions).await
     }
 
+    /// The catalogs of these tenants as they were read last; only those are asked for that are not
+    /// there. Whoever stores what follows from them has the database compare their versions.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn believed(
+        &self,
+        store: &Store,
+        tenants: &[TenantId],
+    ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        let known: HashMap<_, _> = tenants
+            .iter()
+            .filter_map(|id| Some((*id, self.cached(*id)?)))
+            .filter(|(_, catalog)| catalog.own.is_current(catalog.own.version))
+            .collect();
+        let mut platforms = known.values().map(|catalog| &catalog.platform);
+        let is_one =
+            platforms.next().is_none_or(|first| platforms.all(|next| Arc::ptr_eq(first, next)));
+        if is_one && known.len() == tenants.len() {
+            return Ok(known);
+        }
+        // All of them, so that all have the same of the platform's.
+        self.current(store, tenants).await
+    }
+
+    /// The tenant's catalog as it was read last, without asking the database.
+    pub fn cached(&self, tenant_id: TenantId) -> Option<Catalog> {
+        let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        Some(Catalog { own: tenants.get(&tenant_id).cloned()?, platform })
+    }
+
     /// The catalogs at `versions` or later.
     pub(super) async fn at(
         &self,
@@ -160,16 +232,24 @@ impl CatalogCache {
     ) -> Result<Option<Arc<TenantCatalog>>, Error> {
         let cached =
             self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&tenant_id).cloned();
-        if let Some(cached) = cached.filter(|cached| cached.version >= version) {
+        if let Some(cached) = cached.filter(|cached| cached.is_current(version)) {
             return Ok(Some(cached));
         }
         // The version was read before the rows: rows that are newer only mean one reload too many.
         let Some(tenant) = store.tenant(tenant_id).await? else { return Ok(None) };
-        let subscriptions =
+        let mut subscriptions: Vec<_> =
             store.subscriptions_of(tenant_id).await?.into_iter().map(Arc::new).collect();
+        subscriptions.extend(Subscription::of_primary_contact(&tenant).map(Arc::new));
+        subscriptions.sort_unstable_by_key(|subscription| subscription.id);
         let types = compile(store.event_types_of(Some(tenant_id)).await?);
-        let loaded =
-            Arc::new(TenantCatalog { version, tenant: Arc::new(tenant), subscriptions, types });
+        let unreadable = tenant.unreadable || subscriptions.iter().any(|s| s.unreadable);
+        let loaded = Arc::new(TenantCatalog {
+            version,
+            tenant: Arc::new(tenant),
+            subscriptions,
+            types,
+            unreadable_since: unreadable.then(now),
+        });
         let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
         if tenants.len() >= MAX_TENANTS {
             tenants.clear();
@@ -202,6 +282,11 @@ impl Store {
         }
         Ok(versions)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the age of a cached value; no time that is stored")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn compile(types: Vec<EventType>) -> Types {

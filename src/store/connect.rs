@@ -8,21 +8,36 @@ use std::time::Duration;
 use migrations::{Migrator, MigratorTrait};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
+use sea_orm::sqlx::{Connection, Executor};
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, SqlxPostgresConnector,
-    SqlxSqliteConnector, sqlx,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, RuntimeErr,
+    SqlxPostgresConnector, SqlxSqliteConnector, TransactionTrait, sqlx,
 };
 
 use super::dialect::Dialect;
+use super::ends::Ends;
+use super::pooler::Sessions;
+use super::vault::{KeySource, Vault};
 use super::wake::Wakes;
-use super::{Error, Store};
+use super::{Error, Store, pooler};
 
 /// How long a query waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long SQLite waits for another process (`tidings keys create`, for example) to finish writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Has PostgreSQL end a transaction whose client says nothing for 5 s: a replica that was stopped, or
+/// that the network has cut off, must not keep its locks on tenants' feeds and on idempotency keys.
+/// Others wait for those, and TCP would tell of it after hours. Ours never pause: between two
+/// statements is a little work in memory. Shorter than a lease, so that its deliveries are free when
+/// they are taken over. Not a start-up parameter: poolers refuse those that they do not know.
+const GIVE_UP_ABANDONED: &str = "SET idle_in_transaction_session_timeout = 5000";
+/// Has PostgreSQL look up the rows of a group by their keys. It knows little of a group's size, and
+/// nothing of a table that has grown since it was last analysed: it would rather read the whole table
+/// and hash it, which takes the longer the more there is. No statement of ours is meant to.
+const BY_KEY: &str =
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
 /// Readers beside SQLite's one writer.
 const SQLITE_READERS: u32 = 4;
 /// Names the advisory lock under which a schema is migrated: "tidings" as bytes.
@@ -35,11 +50,17 @@ pub struct Config {
     pub database_url: String,
     /// Most connections to PostgreSQL.
     pub max_connections: u32,
+    /// Where the master keys are that secrets are sealed with.
+    pub master_key: KeySource,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { database_url: "sqlite://tidings.db".into(), max_connections: 20 }
+        Self {
+            database_url: "sqlite://tidings.db".into(),
+            max_connections: 20,
+            master_key: KeySource::default(),
+        }
     }
 }
 
@@ -74,7 +95,9 @@ impl Config {
             Some("postgres" | "postgresql") => {
                 let options =
                     PgConnectOptions::from_str(&self.database_url).map_err(|_| invalid())?;
-                Ok(Database::Postgres(Box::new(options.application_name("tidings"))))
+                // Poolers refuse start-up parameters that they do not know, and no statement prints floats.
+                let options = options.application_name("tidings").extra_float_digits(None);
+                Ok(Database::Postgres(Box::new(options)))
             }
             _ => Err(invalid()),
         }
@@ -92,20 +115,24 @@ impl Database {
 }
 
 impl Store {
-    /// Opens the database. A SQLite file is created where there is none.
+    /// Opens the database. A SQLite file is created where there is none. Tenants and subscriptions
+    /// can be read and written once [`Store::prepare_vault`] or [`Store::unlock`] has the keys.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn open(config: &Config) -> Result<Self, Error> {
-        match config.database()? {
-            Database::Sqlite(_, options) => Self::open_sqlite(*options).await,
+        let database = config.database()?;
+        let vault = Vault::new(&config.master_key, &database);
+        match database {
+            Database::Sqlite(_, options) => Self::open_sqlite(*options, vault).await,
             Database::Postgres(options) => {
-                Self::open_postgres(*options, config.max_connections).await
+                Self::open_postgres(*options, config.max_connections, vault).await
             }
         }
     }
 
-    async fn open_sqlite(options: SqliteConnectOptions) -> Result<Self, Error> {
+    async fn open_sqlite(options: SqliteConnectOptions, vault: Vault) -> Result<Self, Error> {
+        make_private(options.get_filename());
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -123,32 +150,50 @@ impl Store {
                 .idle_timeout(None)
                 .max_lifetime(None)
         };
-        let write = pool(1).connect_with(options.clone()).await.map_err(not_connected)?;
+        let write = pool(1).after_release(|connection, _| Box::pin(is_sound(connection)));
+        let write = write.connect_with(options.clone()).await.map_err(not_connected)?;
         let read = pool(SQLITE_READERS).connect_lazy_with(options);
         Ok(Self {
             write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
             read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
             dialect: Dialect::Sqlite,
             wakes: Wakes::default(),
+            sessions: Sessions::Own,
+            ends: Ends::default(),
+            vault,
         })
     }
 
-    async fn open_postgres(options: PgConnectOptions, max_connections: u32) -> Result<Self, Error> {
+    async fn open_postgres(
+        options: PgConnectOptions,
+        max_connections: u32,
+        vault: Vault,
+    ) -> Result<Self, Error> {
         let pool = PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A test before each use would cost a round trip per query; a broken connection shows
             // itself in the query, and the pool replaces it.
             .test_before_acquire(false)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(GIVE_UP_ABANDONED).await?;
+                    connection.execute(BY_KEY).await.map(drop)
+                })
+            })
             .connect_with(options)
             .await
             .map_err(not_connected)?;
+        let sessions = pooler::check(&pool).await?;
         let connection = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
         Ok(Self {
             write: connection.clone(),
             read: connection,
             dialect: Dialect::Postgres,
             wakes: Wakes::default(),
+            sessions,
+            ends: Ends::default(),
+            vault,
         })
     }
 
@@ -179,18 +224,38 @@ impl Store {
     /// # Errors
     /// When a step fails, or the schema is newer than this version.
     pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
-        // The lock belongs to a connection, so there must be only one.
-        let store = Self::open(&Config { max_connections: 1, ..config.clone() }).await?;
-        let connection = &store.write;
-        if store.dialect == Dialect::Postgres {
-            let lock = format!("SELECT pg_advisory_lock({MIGRATION_LOCK})");
-            connection.execute_unprepared(&lock).await?;
+        // One connection holds the lock while another one migrates.
+        let store = Self::open(&Config { max_connections: 2, ..config.clone() }).await?;
+        let lock = store.lock_migration().await?;
+        let migrated = store.migrate_alone().await;
+        if let Some(lock) = lock {
+            lock.rollback().await?;
         }
-        let pending = pending(connection).await?;
-        let result = Migrator::up(connection, None).await;
-        // The lock ends with the connection, whatever happened.
         store.close().await;
-        result?;
+        migrated
+    }
+
+    /// Waits until no other process migrates, and keeps the others waiting until the transaction
+    /// ends. A lock of the session would outlive us behind a pooler, which keeps the session.
+    async fn lock_migration(&self) -> Result<Option<DatabaseTransaction>, Error> {
+        if self.dialect == Dialect::Sqlite {
+            return Ok(None);
+        }
+        let transaction = self.write.begin().await?;
+        // A step may take long, and this transaction stands idle meanwhile.
+        transaction.execute_unprepared("SET LOCAL idle_in_transaction_session_timeout = 0").await?;
+        let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
+        transaction.execute_unprepared(&lock).await?;
+        Ok(Some(transaction))
+    }
+
+    async fn migrate_alone(&self) -> Result<Vec<String>, Error> {
+        if self.dialect == Dialect::Postgres {
+            // Without the key nothing could be served, so nothing is changed either.
+            self.require_key().await?;
+        }
+        let pending = pending(&self.write).await?;
+        Migrator::up(&self.write, None).await?;
         Ok(pending)
     }
 
@@ -215,6 +280,25 @@ impl Store {
             pending.join(", ")
         )))
     }
+}
+
+/// Whether a connection may be used again: it must be outside of any transaction, in its own eyes, too.
+///
+/// When the disk is full, and in a few other cases, SQLite ends a transaction by itself. The rollback
+/// that follows then fails, and sqlx goes on as if the transaction were still open: the next one is a
+/// savepoint, and after the second error of this kind a savepoint in a transaction that nobody will
+/// ever commit. Everything that is acknowledged from then on would be lost.
+async fn is_sound(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    if !connection.is_in_transaction() {
+        return Ok(true);
+    }
+    // The rollback of a transaction that was dropped may be on its way: this comes behind it.
+    connection.ping().await?;
+    let is_sound = !connection.is_in_transaction();
+    if !is_sound {
+        tracing::debug!("a transaction could not be rolled back; its connection is replaced");
+    }
+    Ok(is_sound)
 }
 
 /// The database could not be reached.
@@ -242,4 +326,15 @@ async fn pending(connection: &DatabaseConnection) -> Result<Vec<String>, Error> 
         .filter(|file| !applied.iter().any(|step| step.version == file.name()))
         .map(|file| file.name().to_owned())
         .collect())
+}
+
+/// Makes the database's file, where there is none, its owner's alone: payloads are in it in the clear.
+/// SQLite gives the log beside it the same permissions. What cannot be made here is reported when it
+/// is opened.
+fn make_private(path: &Path) {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    drop(options.open(path));
 }

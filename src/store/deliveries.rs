@@ -27,6 +27,8 @@ pub struct DeliveryFilter {
     pub event_types: Vec<Pattern>,
     /// In any of these states.
     pub states: Vec<State>,
+    /// Ended for any of these reasons, by their numbers: the contract has some that nothing has yet.
+    pub failure_reasons: Vec<i16>,
     /// Created at this instant or later.
     pub create_time_from: Option<Timestamp>,
     /// Created before this instant.
@@ -90,14 +92,11 @@ impl Store {
             query = query.filter(Column::SubscriptionId.eq(subscription_id.as_str()));
         }
         if let Some(event_id) = filter.event_id {
-            // An event's deliveries are made in the same millisecond as the event, and carry it in
-            // their ids: a range of the primary key instead of an index of its own.
-            let born = event_id.time();
-            let next = born.plus(std::time::Duration::from_millis(1));
+            let (first, end) = DeliveryId::range_of(event_id);
             query = query
                 .filter(Column::EventId.eq(event_id.as_str()))
-                .filter(Column::Id.gte(DeliveryId::first_at(born).as_str()))
-                .filter(Column::Id.lt(DeliveryId::first_at(next).as_str()));
+                .filter(Column::Id.gte(first.as_str()))
+                .filter(Column::Id.lt(end.as_str()));
         }
         if !filter.event_types.is_empty() {
             query = query.filter(any_pattern(Column::EventType, &filter.event_types));
@@ -105,6 +104,10 @@ impl Store {
         if !filter.states.is_empty() {
             query =
                 query.filter(Column::State.is_in(filter.states.iter().map(|state| state.code())));
+        }
+        if !filter.failure_reasons.is_empty() {
+            let reasons = filter.failure_reasons.iter().copied();
+            query = query.filter(Column::FailureReason.is_in(reasons));
         }
         if let Some(from) = filter.create_time_from {
             query = query
@@ -156,7 +159,7 @@ impl Store {
         id: DeliveryId,
         now: Timestamp,
     ) -> Result<CancelResult, Error> {
-        let sql = "UPDATE deliveries SET state = 5, next_attempt_time = NULL, lease_node = NULL,
+        let sql = "UPDATE deliveries SET state = 5, next_attempt_time = NULL, lease_node = NULL, due_time = NULL,
                 revision = revision + 1, update_time = $3
             WHERE tenant_id = $1 AND id = $2 AND state IN (1, 2, 8) RETURNING *";
         let values = vec![text(tenant_id.as_str()), text(id.as_str()), bigint(now.as_micros())];
@@ -168,7 +171,8 @@ impl Store {
     }
 
     /// Prepares a manual attempt: a delivery that waits for a retry is leased to `node`, so that no
-    /// automatic attempt runs beside it; one that has ended is left alone.
+    /// automatic attempt runs beside it; one that has ended is left alone. The lease remembers when
+    /// the retry is due, so that a node that dies in the middle does not bring it forward.
     ///
     /// # Errors
     /// When the database does not take it.
@@ -185,22 +189,31 @@ impl Store {
             self.dialect.for_update()
         );
         let values = vec![text(tenant_id.as_str()), text(id.as_str())];
-        let Some(row) = transaction.query_one_raw(self.dialect.statement(sql, values)).await?
-        else {
-            return Ok(ManualClaim::NotFound);
+        let row = transaction.query_one_raw(self.dialect.statement(sql, values)).await?;
+        let delivery = row.map(|row| delivery::Model::from_query_result(&row, "")).transpose()?;
+        let delivery = delivery.map(Delivery::try_from).transpose()?;
+        let waiting = match delivery {
+            None => Err(ManualClaim::NotFound),
+            Some(delivery) => match (delivery.state, delivery.next_attempt_time) {
+                (State::Scheduled, Some(due)) => Ok((delivery, due)),
+                (state, _) if state.is_terminal() => Err(ManualClaim::Ended(Box::new(delivery))),
+                (state, _) => Err(ManualClaim::Busy(state)),
+            },
         };
-        let mut delivery = Delivery::try_from(delivery::Model::from_query_result(&row, "")?)?;
-        let due = match (delivery.state, delivery.next_attempt_time) {
-            (State::Scheduled, Some(due)) => due,
-            (state, _) if state.is_terminal() => return Ok(ManualClaim::Ended(Box::new(delivery))),
-            (state, _) => return Ok(ManualClaim::Busy(state)),
+        let (mut delivery, due) = match waiting {
+            Ok(waiting) => waiting,
+            Err(claim) => {
+                // Dropping it would keep the row locked until the connection is used again.
+                transaction.rollback().await?;
+                return Ok(claim);
+            }
         };
         delivery.state = State::Delivering;
         delivery.next_attempt_time = None;
         delivery.revision += 1;
         delivery.update_time = now;
-        let sql = "UPDATE deliveries SET state = 2, lease_node = $3, next_attempt_time = NULL,
-                revision = revision + 1, update_time = $4
+        let sql = "UPDATE deliveries SET state = 2, lease_node = $3, due_time = next_attempt_time,
+                next_attempt_time = NULL, revision = revision + 1, update_time = $4
             WHERE tenant_id = $1 AND id = $2";
         let values = vec![
             text(tenant_id.as_str()),
@@ -210,7 +223,9 @@ impl Store {
         ];
         transaction.execute_raw(self.dialect.statement(sql, values)).await?;
         self.tell(&transaction, std::iter::once(&delivery), now).await?;
+        fail_point!(ManualBeforeCommit);
         transaction.commit().await?;
+        fail_point!(ManualAfterCommit);
         self.wakes.wake();
         Ok(ManualClaim::Leased(Box::new(delivery), due))
     }

@@ -4,20 +4,25 @@
 //! commit. So positions become visible in their order and without gaps: who has read up to N has
 //! missed nothing before N. See `docs/adr/0003-feed-order.md`.
 
-use std::collections::BTreeMap;
+mod change;
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, sqlx};
 
 use crate::domain::Timestamp;
 use crate::domain::delivery::{Delivery, State};
-use crate::domain::id::{DeliveryId, SubscriptionId, TenantId};
+use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, text};
 use super::entity::delivery;
 use super::{Error, Store};
 
-/// Most changes in one row: bounds what a slow reader holds at once.
-const MAX_CHANGES_PER_ROW: usize = 128;
+/// Most bytes in one row, unless a single change has more. Below PostgreSQL's threshold of about
+/// 2,000, from which on it would try to compress the row and store it apart: that took a third of
+/// what telling costs. It also bounds what a slow reader holds at once.
+const MAX_ROW_BYTES: usize = 1_900;
 
 /// What one transaction changed, in part or in whole.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +51,83 @@ pub struct SnapshotPage {
     pub deliveries: Vec<Delivery>,
 }
 
+/// What a transaction has to tell.
+pub(super) struct Told {
+    /// How many rows each tenant's feed gets.
+    tenants: Vec<(TenantId, i64)>,
+    rows: Vec<ToldRow>,
+}
+
+struct ToldRow {
+    tenant_id: TenantId,
+    /// How far before the tenant's last row of this transaction it stands.
+    back: i64,
+    changes: Vec<u8>,
+}
+
+impl Told {
+    pub(super) fn of<'d>(deliveries: impl Iterator<Item = &'d Delivery>) -> Result<Self, Error> {
+        let mut by_tenant: BTreeMap<TenantId, Vec<&Delivery>> = BTreeMap::new();
+        for delivery in deliveries {
+            by_tenant.entry(delivery.tenant_id).or_default().push(delivery);
+        }
+        let mut told = Self {
+            tenants: Vec::with_capacity(by_tenant.len()),
+            rows: Vec::with_capacity(by_tenant.len()),
+        };
+        for (tenant_id, changes) in by_tenant {
+            let rows = change::rows(&changes, MAX_ROW_BYTES)?;
+            let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+            told.tenants.push((tenant_id, count));
+            let rows = (0..count).rev().zip(rows);
+            told.rows.extend(rows.map(|(back, changes)| ToldRow { tenant_id, back, changes }));
+        }
+        Ok(told)
+    }
+
+    /// Binds `$1` to `$6` of [`feed_tail`].
+    pub(super) fn bind<'q, O>(&'q self, query: PgQuery<'q, O>, now: Timestamp) -> PgQuery<'q, O> {
+        let (tenants, counts): (Vec<_>, Vec<_>) =
+            self.tenants.iter().map(|(tenant_id, count)| (tenant_id.as_str(), *count)).unzip();
+        let of_rows: Vec<_> = self.rows.iter().map(|row| row.tenant_id.as_str()).collect();
+        let back: Vec<_> = self.rows.iter().map(|row| row.back).collect();
+        let changes: Vec<_> = self.rows.iter().map(|row| row.changes.as_slice()).collect();
+        let query = query.bind(tenants).bind(counts).bind(of_rows).bind(back).bind(changes);
+        query.bind(now.as_micros())
+    }
+}
+
+/// A statement of PostgreSQL's that returns one column.
+pub(super) type PgQuery<'q, O> =
+    sqlx::query::QueryScalar<'q, sqlx::Postgres, O, sqlx::postgres::PgArguments>;
+
+/// The end of a statement of PostgreSQL's that changes deliveries: what it tells the feed. Before it
+/// stands a `ready(is_ready)`, whose one row says whether anything was changed; that is also what the
+/// statement returns. Parameters `$1` to `$6` are those of [`Told::bind`].
+macro_rules! feed_tail {
+    () => {
+        ",
+    locked AS (
+        -- In order of their tenants, so that two transactions never wait for each other.
+        SELECT h.tenant_id FROM feed_heads h
+        WHERE h.tenant_id = ANY($1::text[]) AND (SELECT is_ready FROM ready)
+        ORDER BY h.tenant_id FOR UPDATE),
+    heads AS (
+        UPDATE feed_heads SET position = feed_heads.position + t.n
+        FROM unnest($1::text[], $2::bigint[]) AS t(tenant_id, n)
+        WHERE t.tenant_id = feed_heads.tenant_id
+          AND feed_heads.tenant_id IN (SELECT tenant_id FROM locked)
+        RETURNING feed_heads.tenant_id, feed_heads.position),
+    told AS (
+        INSERT INTO feed (tenant_id, position, create_time, changes)
+        SELECT heads.tenant_id, heads.position - c.back, $6::bigint, c.changes
+        FROM unnest($3::text[], $4::bigint[], $5::bytea[]) AS c(tenant_id, back, changes)
+        JOIN heads ON heads.tenant_id = c.tenant_id)
+    SELECT is_ready FROM ready"
+    };
+}
+pub(super) use feed_tail;
+
 impl Store {
     /// Writes what changed, as the last statements of a transaction.
     pub(super) async fn tell<'d>(
@@ -54,18 +136,14 @@ impl Store {
         deliveries: impl Iterator<Item = &'d Delivery>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let mut by_tenant: BTreeMap<TenantId, Vec<&Delivery>> = BTreeMap::new();
-        for delivery in deliveries {
-            by_tenant.entry(delivery.tenant_id).or_default().push(delivery);
-        }
-        if by_tenant.is_empty() {
+        let Told { tenants, mut rows } = Told::of(deliveries)?;
+        if tenants.is_empty() {
             return Ok(());
         }
         let columns = [("tenant_id", Type::Text), ("n", Type::BigInt)];
-        let mut heads = Rows::new(self.dialect, columns, by_tenant.len());
-        for (tenant_id, changes) in &by_tenant {
-            let rows = changes.len().div_ceil(MAX_CHANGES_PER_ROW);
-            heads.push([text(tenant_id.as_str()), bigint(i64::try_from(rows).unwrap_or(i64::MAX))]);
+        let mut heads = Rows::new(self.dialect, columns, tenants.len());
+        for (tenant_id, count) in &tenants {
+            heads.push([text(tenant_id.as_str()), bigint(*count)]);
         }
         // Heads are locked in order of their tenants, so that two transactions never wait for each
         // other.
@@ -79,27 +157,24 @@ impl Store {
             RETURNING feed_heads.tenant_id, feed_heads.position",
             lock = self.dialect.for_update(),
         );
-        let mut rows = Rows::new(
-            self.dialect,
-            [("tenant_id", Type::Text), ("position", Type::BigInt), ("changes", Type::Bytes)],
-            by_tenant.len(),
-        );
+        let mut heads_at = HashMap::with_capacity(tenants.len());
         for head in heads.query(transaction, &sql, &[]).await? {
-            let tenant_id: String = head.try_get_by_index(0)?;
-            let last: i64 = head.try_get_by_index(1)?;
-            let Some(changes) = super::rows::id(&tenant_id).ok().and_then(|id| by_tenant.get(&id))
-            else {
-                continue;
-            };
-            let chunks = changes.chunks(MAX_CHANGES_PER_ROW);
-            let first = last - i64::try_from(chunks.len()).unwrap_or(0) + 1;
-            for (position, chunk) in (first..).zip(chunks) {
-                rows.push([text(&tenant_id), bigint(position), bytes(serde_json::to_vec(chunk)?)]);
-            }
+            let tenant_id: TenantId = super::rows::id(&head.try_get_by_index::<String>(0)?)?;
+            let position: i64 = head.try_get_by_index(1)?;
+            heads_at.insert(tenant_id, position);
+        }
+        // A tenant that is gone has no feed.
+        rows.retain(|row| heads_at.contains_key(&row.tenant_id));
+        let columns =
+            [("tenant_id", Type::Text), ("position", Type::BigInt), ("changes", Type::Bytes)];
+        let mut values = Rows::new(self.dialect, columns, rows.len());
+        for row in rows {
+            let position = heads_at.get(&row.tenant_id).map_or(0, |head| head - row.back);
+            values.push([text(row.tenant_id.as_str()), bigint(position), bytes(row.changes)]);
         }
         let sql = " INSERT INTO feed (tenant_id, position, create_time, changes)
             SELECT tenant_id, position, $1, changes FROM r";
-        rows.execute(transaction, sql, &[bigint(now.as_micros())]).await?;
+        values.execute(transaction, sql, &[bigint(now.as_micros())]).await?;
         Ok(())
     }
 
@@ -166,8 +241,9 @@ impl Store {
             .collect()
     }
 
-    /// At most `limit` of the tenant's deliveries behind `after`, together with the position of
-    /// the feed that they stand for: one statement, so one snapshot.
+    /// At most `limit` of the tenant's deliveries behind `after`, of the subscription, of the event
+    /// and in the states that are given, together with the position of the feed that they stand for:
+    /// one statement, so one snapshot.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -175,6 +251,7 @@ impl Store {
         &self,
         tenant_id: TenantId,
         subscription_id: Option<SubscriptionId>,
+        event_id: Option<EventId>,
         states: &[State],
         after: Option<DeliveryId>,
         limit: u32,
@@ -188,6 +265,18 @@ impl Store {
         if let Some(subscription_id) = subscription_id {
             values.push(text(subscription_id.as_str()));
             filter.push_str(" AND d.subscription_id = $4");
+        }
+        if let Some(event_id) = event_id {
+            let (first, end) = DeliveryId::range_of(event_id);
+            let place = values.len();
+            values.extend([text(event_id.as_str()), text(first.as_str()), text(end.as_str())]);
+            let _ = write!(
+                filter,
+                " AND d.event_id = ${} AND d.id >= ${} AND d.id < ${}",
+                place + 1,
+                place + 2,
+                place + 3
+            );
         }
         if !states.is_empty() {
             let codes: Vec<_> = states.iter().map(|state| state.code().to_string()).collect();

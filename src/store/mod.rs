@@ -5,6 +5,7 @@
 //! (an enum variant, a count), not errors.
 
 mod accept;
+mod announcements;
 mod bulk;
 mod catalog;
 mod claim;
@@ -12,41 +13,56 @@ mod clock;
 mod connect;
 mod deliveries;
 mod dialect;
+mod ends;
 mod entity;
 mod error;
 mod event_types;
 mod events;
 mod feed;
+mod health;
 mod keys;
 mod nodes;
 mod page;
+mod pooler;
 mod purge;
 mod record;
 mod rows;
 mod settle;
 mod stats;
 mod subscriptions;
+mod suppressions;
 mod tenants;
+mod vault;
 mod wake;
 
-pub use accept::{AcceptTx, IdempotencyKey, KeyUse};
+pub use accept::{AcceptResult, Acceptance, IdempotencyKey, KeyUse};
+pub use announcements::Announcement;
 pub use catalog::{Catalog, CatalogCache, PlatformCatalog, TenantCatalog, TypeInfo};
-pub use claim::{Claimed, Room, SubscriptionRef};
+pub use claim::{Candidate, Claim, Claimed, Room, SubscriptionRef, admitted};
 pub use clock::DatabaseClock;
 pub use connect::{Config, Database};
 pub use deliveries::{CancelResult, DeliveryFilter, ManualClaim};
 pub use error::{Error, Update};
 pub use events::EventFilter;
 pub use feed::{FeedHead, FeedRow, SnapshotPage};
+pub use health::{EndpointHealth, HealthChange, Observed};
 pub use page::Page;
 pub use purge::{Purged, Retention};
 pub use record::{Ended, LateResult, Recorded, Release};
 pub use stats::SubscriptionStats;
+pub use suppressions::{FeedbackResult, Suppressing};
+pub use vault::{
+    KeyId, KeySource, KeyText, KeyUsage, MASTER_KEY_PREFIX, MasterKey, NoRandomness, Prepared,
+    Rewrapped, SealedRow, Table, VaultStatus, add_master_key,
+};
 pub use wake::{Listener, SettingsSeen};
 
 use sea_orm::DatabaseConnection;
 
 use dialect::Dialect;
+use ends::Ends;
+use pooler::Sessions;
+use vault::Vault;
 use wake::Wakes;
 
 /// The database: one writing side and one reading side.
@@ -59,4 +75,7 @@ pub struct Store {
     read: DatabaseConnection,
     dialect: Dialect,
     wakes: Wakes,
+    sessions: Sessions,
+    ends: Ends,
+    vault: Vault,
 }

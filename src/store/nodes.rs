@@ -28,7 +28,9 @@ impl Store {
             "INSERT INTO nodes (id, start_time, lease_expire_time) VALUES ($1, {now}, {now} + $2)"
         );
         let values = vec![text(node.as_str()), bigint(micros(ttl))];
+        fail_point!(RegisterBefore);
         self.write.execute_raw(self.dialect.statement(sql, values)).await?;
+        fail_point!(RegisterAfter);
         Ok(())
     }
 
@@ -43,8 +45,10 @@ impl Store {
             "UPDATE nodes SET lease_expire_time = {now} + $2 WHERE id = $1 AND lease_expire_time > {now}"
         );
         let values = vec![text(node.as_str()), bigint(micros(ttl))];
+        fail_point!(RenewBefore);
         let changed =
             self.write.execute_raw(self.dialect.statement(sql, values)).await?.rows_affected();
+        fail_point!(RenewAfter);
         Ok(if changed == 1 { Update::Done } else { Update::Stale })
     }
 
@@ -54,7 +58,9 @@ impl Store {
     /// When the database does not take it.
     pub async fn remove_node(&self, node: NodeId) -> Result<(), Error> {
         let sql = "DELETE FROM nodes WHERE id = $1";
+        fail_point!(RemoveBefore);
         self.write.execute_raw(self.dialect.statement(sql, vec![text(node.as_str())])).await?;
+        fail_point!(RemoveAfter);
         Ok(())
     }
 
@@ -81,6 +87,19 @@ impl Store {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
+    /// The nodes that have a lease now, in order.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn live_nodes(&self) -> Result<Vec<NodeId>, Error> {
+        let sql = format!(
+            "SELECT id FROM nodes WHERE lease_expire_time > {} ORDER BY id",
+            self.dialect.now()
+        );
+        let rows = self.read.query_all_raw(self.dialect.statement(sql, Vec::new())).await?;
+        rows.iter().map(|row| super::rows::id(&row.try_get_by_index::<String>(0)?)).collect()
+    }
+
     /// Nodes that have deliveries but no lease, and removes the rows of those that fell silent.
     async fn silent_nodes(&self) -> Result<Vec<NodeId>, Error> {
         let sql = format!("DELETE FROM nodes WHERE lease_expire_time <= {}", self.dialect.now());
@@ -96,14 +115,16 @@ impl Store {
         rows.iter().map(|row| super::rows::id(&row.try_get_by_index::<String>(0)?)).collect()
     }
 
-    /// Makes at most `limit` deliveries of each silent node due again.
+    /// Makes at most `limit` deliveries of each silent node due again, and counts that they were
+    /// interrupted.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn take_over(&self, now: Timestamp, limit: u32) -> Result<Release, Error> {
         let mut total = Release::default();
         for node in self.silent_nodes().await? {
-            total.count += self.release(node, now, limit).await?.count;
+            fail_point!(TakeOverBetween);
+            total.count += self.interrupt(node, now, limit).await?.count;
         }
         Ok(total)
     }

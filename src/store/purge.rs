@@ -1,18 +1,20 @@
-//! Removing what is older than its retention, and what deleted tenants owned. Each call does a
-//! bounded piece of work and says how much it removed.
+//! Removing what is older than its retention, and what deleted tenants owned: in bounded steps, with
+//! a pause between them, so that a large backlog of old rows is never one long transaction.
 
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Value};
 
 use crate::domain::Timestamp;
-use crate::domain::id::{DeliveryId, EventId};
+use crate::domain::id::{DeliveryId, EventId, InvalidId};
 
 use super::bulk::{bigint, text};
 use super::{Error, Store};
 
 /// Rows that one statement removes at most.
-const BATCH: i64 = 2_000;
+const BATCH: u32 = 2_000;
+/// Events, and deliveries, that one transaction removes at most, and those of one millisecond more.
+const WINDOW: u32 = 1_000;
 
 /// How long what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,25 +35,38 @@ pub struct Purged {
 }
 
 impl Store {
-    /// Removes what is too old, one batch per tenant and table.
+    /// Removes everything that is too old. Between two steps the database is left to others for
+    /// `pause`. Dropping the future loses nothing but the rest of the round.
     ///
     /// # Errors
-    /// When the database does not take it.
-    pub async fn purge(&self, retention: Retention, now: Timestamp) -> Result<Purged, Error> {
-        let mut purged = self.purge_deleted_tenants().await?;
+    /// When the database does not take it; what was removed before stays removed.
+    pub async fn purge(
+        &self,
+        retention: Retention,
+        now: Timestamp,
+        pause: Duration,
+    ) -> Result<Purged, Error> {
+        let mut purged = Purged::default();
+        for tenant_id in self.tenant_ids("delete_time IS NOT NULL").await? {
+            loop {
+                let rows = self.purge_deleted_tenant(&tenant_id).await?;
+                if rows == 0 {
+                    break;
+                }
+                purged.rows += rows;
+                fail_point!(PurgeBetween);
+                tokio::time::sleep(pause).await;
+            }
+        }
         for tenant_id in self.tenant_ids("delete_time IS NULL").await? {
-            purged.rows += self.purge_events(&tenant_id, now.minus(retention.events)).await?;
-            purged.rows += self.purge_feed(&tenant_id, now.minus(retention.feed)).await?;
-            let before = bigint(now.minus(retention.idempotency_keys).as_micros());
-            purged.rows += self
-                .remove(
-                    "idempotency_keys",
-                    "idempotency_key",
-                    "tenant_id = $1 AND create_time < $2",
-                    &tenant_id,
-                    vec![before],
-                )
-                .await?;
+            let tenant_id = tenant_id.as_str();
+            purged.rows += self.purge_events(tenant_id, now.minus(retention.events), pause).await?;
+            for old in [
+                Old::Feed(now.minus(retention.feed)),
+                Old::IdempotencyKeys(now.minus(retention.idempotency_keys)),
+            ] {
+                purged.rows += self.purge_old(tenant_id, old, pause).await?;
+            }
         }
         Ok(purged)
     }
@@ -62,34 +77,133 @@ impl Store {
         rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
     }
 
-    async fn purge_events(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
-        let old_delivery = text(DeliveryId::first_at(cutoff).as_str());
-        let ended = "tenant_id = $1 AND id < $2 AND state IN (3, 4, 5, 6, 7)";
-        let mut rows =
-            self.remove("deliveries", "id", ended, tenant_id, vec![old_delivery.clone()]).await?;
-        // Whatever is older than the oldest delivery that is left belongs to none.
-        let sql = "SELECT min(id) FROM deliveries WHERE tenant_id = $1";
-        let oldest =
-            self.read.query_one_raw(self.dialect.statement(sql, vec![text(tenant_id)])).await?;
-        let oldest: Option<String> = oldest.map_or(Ok(None), |row| row.try_get_by_index(0))?;
-        let oldest = oldest
-            .and_then(|id| id.parse::<DeliveryId>().ok())
-            .map_or(cutoff, |id| id.time().min(cutoff));
-        let orphan = text(DeliveryId::first_at(oldest).as_str());
-        rows += self
-            .remove(
-                "attempts",
-                "delivery_id",
-                "tenant_id = $1 AND delivery_id < $2",
-                tenant_id,
-                vec![orphan],
-            )
-            .await?;
-        let event = text(EventId::first_at(oldest).as_str());
-        rows += self
-            .remove("events", "id", "tenant_id = $1 AND id < $2", tenant_id, vec![event])
-            .await?;
+    /// Removes the events from before `cutoff` that have no unfinished delivery, with their
+    /// deliveries and attempts. An old delivery that is held keeps its own event, and no other.
+    async fn purge_events(
+        &self,
+        tenant_id: &str,
+        cutoff: Timestamp,
+        pause: Duration,
+    ) -> Result<u64, Error> {
+        let (mut rows, mut from) = (0, Timestamp::from_micros(0));
+        while from < cutoff {
+            let events = self
+                .page_end("events", tenant_id, EventId::first_at(from), EventId::first_at(cutoff))
+                .await?;
+            let deliveries = self
+                .page_end(
+                    "deliveries",
+                    tenant_id,
+                    DeliveryId::first_at(from),
+                    DeliveryId::first_at(cutoff),
+                )
+                .await?;
+            if events == PageEnd::Empty && deliveries == PageEnd::Empty {
+                break;
+            }
+            let until = events.or(cutoff).min(deliveries.or(cutoff));
+            rows += self.purge_window(tenant_id, from, until).await?;
+            from = until;
+            tokio::time::sleep(pause).await;
+        }
         Ok(rows)
+    }
+
+    /// Where a page of at most [`WINDOW`] rows ends that begins at `from`.
+    async fn page_end<Id: Aged>(
+        &self,
+        table: &str,
+        tenant_id: &str,
+        from: Id,
+        until: Id,
+    ) -> Result<PageEnd, Error> {
+        let sql = format!(
+            "SELECT count(*), max(id) FROM (SELECT id FROM {table}
+                WHERE tenant_id = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT {WINDOW}) AS page"
+        );
+        let values = vec![text(tenant_id), text(from.to_string()), text(until.to_string())];
+        let row = self.read.query_one_raw(self.dialect.statement(sql, values)).await?;
+        let row = row.ok_or_else(|| Error::Corrupt("no count".into()))?;
+        let (count, last): (i64, Option<String>) =
+            (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
+        let Some(last) = last else { return Ok(PageEnd::Empty) };
+        if count < i64::from(WINDOW) {
+            return Ok(PageEnd::Last);
+        }
+        // Rows of one millisecond are never cut apart: an event and its deliveries share it.
+        let last: Id = super::rows::id(&last)?;
+        Ok(PageEnd::At(last.time().plus(Duration::from_millis(1))))
+    }
+
+    /// Removes what may go of the milliseconds from `from` until `until`, all in one transaction.
+    async fn purge_window(
+        &self,
+        tenant_id: &str,
+        from: Timestamp,
+        until: Timestamp,
+    ) -> Result<u64, Error> {
+        let transaction = self.dialect.begin(&self.write).await?;
+        let tenant = text(tenant_id);
+        let (first, end) = (DeliveryId::first_at(from), DeliveryId::first_at(until));
+        let deliveries = [tenant.clone(), text(first.as_str()), text(end.as_str())];
+        let (first, end) = (EventId::first_at(from), EventId::first_at(until));
+        let events = [text(first.as_str()), text(end.as_str())];
+        let both = [&deliveries[..], &events].concat();
+        let mut rows = 0;
+        // The first decides, the others follow what it has left. NOT IN, because SQLite reads such
+        // a list once, but the query of a NOT EXISTS once per row.
+        for (sql, values) in [
+            (
+                "DELETE FROM events WHERE tenant_id = $1 AND id >= $4 AND id < $5
+                   AND id NOT IN (SELECT event_id FROM deliveries
+                       WHERE tenant_id = $1 AND id >= $2 AND id < $3 AND state IN (1, 2, 8))",
+                both.clone(),
+            ),
+            (
+                "DELETE FROM deliveries WHERE tenant_id = $1 AND id >= $2 AND id < $3
+                   AND event_id NOT IN (SELECT id FROM events
+                       WHERE tenant_id = $1 AND id >= $4 AND id < $5)",
+                both,
+            ),
+            (
+                "DELETE FROM attempts WHERE tenant_id = $1 AND delivery_id >= $2 AND delivery_id < $3
+                   AND delivery_id NOT IN (SELECT id FROM deliveries
+                       WHERE tenant_id = $1 AND id >= $2 AND id < $3)",
+                deliveries.to_vec(),
+            ),
+        ] {
+            let statement = self.dialect.statement(sql, values);
+            rows += transaction.execute_raw(statement).await?.rows_affected();
+        }
+        transaction.commit().await?;
+        Ok(rows)
+    }
+
+    async fn purge_old(&self, tenant_id: &str, old: Old, pause: Duration) -> Result<u64, Error> {
+        let mut rows = 0;
+        loop {
+            let removed = match old {
+                Old::Feed(cutoff) => self.purge_feed(tenant_id, cutoff).await?,
+                Old::IdempotencyKeys(cutoff) => self.purge_keys(tenant_id, cutoff).await?,
+            };
+            rows += removed;
+            if removed < u64::from(BATCH) {
+                return Ok(rows);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Removes the oldest idempotency keys.
+    async fn purge_keys(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
+        self.remove(
+            "idempotency_keys",
+            "idempotency_key",
+            "tenant_id = $1 AND create_time < $2 ORDER BY create_time",
+            tenant_id,
+            vec![bigint(cutoff.as_micros())],
+        )
+        .await
     }
 
     /// Raises the floor first: a token below it is refused before its rows are gone.
@@ -97,7 +211,7 @@ impl Store {
         let sql = "SELECT max(position) FROM (
                 SELECT position, create_time FROM feed WHERE tenant_id = $1 ORDER BY position LIMIT $3) AS oldest
             WHERE create_time < $2";
-        let values = vec![text(tenant_id), bigint(cutoff.as_micros()), bigint(BATCH)];
+        let values = vec![text(tenant_id), bigint(cutoff.as_micros()), bigint(i64::from(BATCH))];
         let row = self.read.query_one_raw(self.dialect.statement(sql, values)).await?;
         let Some(floor) = row.map_or(Ok(None), |row| row.try_get_by_index::<Option<i64>>(0))?
         else {
@@ -116,34 +230,31 @@ impl Store {
         .await
     }
 
-    async fn purge_deleted_tenants(&self) -> Result<Purged, Error> {
-        let mut purged = Purged::default();
-        for tenant_id in self.tenant_ids("delete_time IS NOT NULL").await? {
-            let mut rows = 0;
-            for (table, key) in [
-                ("deliveries", "id"),
-                ("attempts", "delivery_id"),
-                ("events", "id"),
-                ("idempotency_keys", "idempotency_key"),
-                ("feed", "position"),
-                ("subscriptions", "id"),
-                ("event_types", "name"),
-                ("api_keys", "id"),
-                ("feed_heads", "tenant_id"),
-            ] {
-                rows += self.remove(table, key, "tenant_id = $1", &tenant_id, Vec::new()).await?;
-            }
-            if rows == 0 {
-                let sql = "DELETE FROM tenants WHERE id = $1";
-                rows = self
-                    .write
-                    .execute_raw(self.dialect.statement(sql, vec![text(&tenant_id)]))
-                    .await?
-                    .rows_affected();
-            }
-            purged.rows += rows;
+    /// Removes a part of what a deleted tenant owned; in the end the tenant itself.
+    async fn purge_deleted_tenant(&self, tenant_id: &str) -> Result<u64, Error> {
+        let mut rows = 0;
+        for (table, key) in [
+            ("deliveries", "id"),
+            ("attempts", "delivery_id"),
+            ("events", "id"),
+            ("idempotency_keys", "idempotency_key"),
+            ("feed", "position"),
+            ("subscriptions", "id"),
+            ("endpoint_health", "subscription_id"),
+            ("announcements", "id"),
+            ("suppressions", "address"),
+            ("event_types", "name"),
+            ("api_keys", "id"),
+            ("feed_heads", "tenant_id"),
+        ] {
+            rows += self.remove(table, key, "tenant_id = $1", tenant_id, Vec::new()).await?;
         }
-        Ok(purged)
+        if rows == 0 {
+            let sql = "DELETE FROM tenants WHERE id = $1";
+            let statement = self.dialect.statement(sql, vec![text(tenant_id)]);
+            rows = self.write.execute_raw(statement).await?.rows_affected();
+        }
+        Ok(rows)
     }
 
     /// Removes at most [`BATCH`] keys' rows of a tenant.
@@ -161,5 +272,49 @@ impl Store {
         );
         let values = std::iter::once(text(tenant_id)).chain(values).collect();
         Ok(self.write.execute_raw(self.dialect.statement(sql, values)).await?.rows_affected())
+    }
+}
+
+/// An id that tells when it was made.
+trait Aged: std::fmt::Display + std::str::FromStr<Err = InvalidId> {
+    fn time(&self) -> Timestamp;
+}
+
+impl Aged for EventId {
+    fn time(&self) -> Timestamp {
+        Self::time(self)
+    }
+}
+
+impl Aged for DeliveryId {
+    fn time(&self) -> Timestamp {
+        Self::time(self)
+    }
+}
+
+/// What goes by its time alone, from before an instant.
+#[derive(Clone, Copy, Debug)]
+enum Old {
+    Feed(Timestamp),
+    IdempotencyKeys(Timestamp),
+}
+
+/// Where a page of old rows ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PageEnd {
+    /// There are none.
+    Empty,
+    /// No others follow.
+    Last,
+    /// Others follow from here on.
+    At(Timestamp),
+}
+
+impl PageEnd {
+    fn or(self, end: Timestamp) -> Timestamp {
+        match self {
+            Self::Empty | Self::Last => end,
+            Self::At(end) => end,
+        }
     }
 }

@@ -50,21 +50,26 @@ const fn time(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
 }
 
-impl TryFrom<tenant::Model> for Tenant {
+/// Without what is sealed.
+impl TryFrom<&tenant::Model> for Tenant {
     type Error = Error;
 
-    fn try_from(row: tenant::Model) -> Result<Self, Error> {
+    fn try_from(row: &tenant::Model) -> Result<Self, Error> {
         Ok(Self {
             id: id(&row.id)?,
             spec: TenantSpec {
-                display_name: row.display_name,
-                environment: row.environment,
+                display_name: row.display_name.clone(),
+                environment: row.environment.clone(),
                 account_id: row.account_id,
-                primary_contact: row.primary_contact,
-                webhook_url: row.webhook_url,
+                primary_contact: row.primary_contact.clone(),
+                primary_contact_off: serde_json::from_str(&row.primary_contact_off)?,
+                locale: row.locale.clone(),
+                time_zone: row.time_zone.clone(),
+                webhook_url: String::new(),
                 labels: serde_json::from_str(&row.labels)?,
                 retry_policy: optional_json(row.retry_policy.as_deref())?,
             },
+            unreadable: false,
             revision: row.revision,
             create_time: time(row.create_time),
             update_time: time(row.update_time),
@@ -121,15 +126,16 @@ pub(super) const fn disable_code(reason: DisableReason) -> i16 {
     }
 }
 
-impl TryFrom<subscription_row::Model> for Subscription {
+/// Without what is sealed.
+impl TryFrom<&subscription_row::Model> for Subscription {
     type Error = Error;
 
-    fn try_from(row: subscription_row::Model) -> Result<Self, Error> {
+    fn try_from(row: &subscription_row::Model) -> Result<Self, Error> {
         Ok(Self {
             id: id(&row.id)?,
             tenant_id: id(&row.tenant_id)?,
             spec: SubscriptionSpec {
-                display_name: row.display_name,
+                display_name: row.display_name.clone(),
                 event_types: serde_json::from_str(&row.event_types)?,
                 channel: serde_json::from_str(&row.channel)?,
                 retry_policy: optional_json(row.retry_policy.as_deref())?,
@@ -143,7 +149,8 @@ impl TryFrom<subscription_row::Model> for Subscription {
             disable_reason: row
                 .disable_reason
                 .map(|code| if code == 1 { DisableReason::Gone } else { DisableReason::Failing }),
-            secrets: serde_json::from_str(&row.secrets)?,
+            secrets: Vec::new(),
+            unreadable: false,
             revision: row.revision,
             create_time: time(row.create_time),
             update_time: time(row.update_time),
@@ -196,6 +203,7 @@ impl TryFrom<delivery::Model> for Delivery {
             failure_reason: row.failure_reason.and_then(FailureReason::from_code),
             attempt_count: count(row.attempt_count),
             automatic_count: count(row.automatic_count),
+            interrupted_count: count(row.interrupted_count),
             next_attempt_time: row.next_attempt_time.map(time),
             expire_time: row.expire_time.map(time),
             recover_time: row.recover_time.map(time),
@@ -214,6 +222,7 @@ pub(super) const fn outcome_code(outcome: &Outcome) -> i16 {
         Outcome::Retry { .. } => 2,
         Outcome::Permanent => 3,
         Outcome::Gone => 4,
+        Outcome::Bounced => 5,
     }
 }
 
@@ -242,14 +251,17 @@ impl TryFrom<attempt::Model> for Attempt {
                     1 => Outcome::Delivered,
                     2 => Outcome::Retry { retry_after: None },
                     3 => Outcome::Permanent,
+                    5 => Outcome::Bounced,
                     _ => Outcome::Gone,
                 },
                 start_time: time(row.start_time),
                 duration: Duration::from_micros(u64::try_from(row.duration_us).unwrap_or(0)),
+                timings: optional_json(row.timings.as_deref())?,
                 http_status: row.http_status.and_then(|status| u16::try_from(status).ok()),
                 request_headers: serde_json::from_str(&row.request_headers)?,
                 response_headers: serde_json::from_str(&row.response_headers)?,
                 response_body: row.response_body,
+                smtp_reply: row.smtp_reply,
                 failure: optional_json(row.failure.as_deref())?,
             },
             trace: trace(&row.trace)?,

@@ -8,7 +8,7 @@ use crate::domain::delivery::{FailureReason, State};
 use crate::domain::id::{SubscriptionId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, int, text};
-use super::claim::subscriptions_with;
+use super::claim::{behind, subscriptions_with};
 use super::entity::subscription;
 use super::{Error, Store, SubscriptionRef};
 
@@ -49,9 +49,9 @@ impl Store {
             }
             (None, 1) => (
                 "state = 8",
-                "state = 1, next_attempt_time = (SELECT CASE
-                    WHEN e.deliver_time > $3 THEN e.deliver_time ELSE $3 END FROM events e
-                    WHERE e.tenant_id = deliveries.tenant_id AND e.id = deliveries.event_id)",
+                "state = 1, next_attempt_time = COALESCE((SELECT e.deliver_time FROM events e
+                    WHERE e.tenant_id = deliveries.tenant_id AND e.id = deliveries.event_id
+                      AND e.deliver_time > $3), $3)",
             ),
             (None, _) => ("state = 1", "state = 8, next_attempt_time = NULL"),
         };
@@ -72,6 +72,7 @@ impl Store {
             skip_locked = self.dialect.skip_locked(),
         );
         let followed = self.change(&sql, values, now).await?.len();
+        fail_point!(SettleBeforeMark);
         if followed < limit as usize {
             self.settled(&row).await?;
         }
@@ -97,9 +98,8 @@ impl Store {
 
     /// Finds held deliveries whose subscription is active, and has them released: an Emit that
     /// read the subscription before it was resumed may have committed after the release. Those of a
-    /// subscription that is gone are canceled. Looks at
-    /// `limit` subscriptions with held deliveries, from behind `after`, and returns the last one
-    /// when there may be more.
+    /// subscription that is gone are canceled. Looks at `limit` subscriptions with held deliveries,
+    /// from behind `after`, and returns the last one when there may be more.
     ///
     /// # Errors
     /// When the database does not take it.
@@ -109,15 +109,12 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<Option<SubscriptionRef>, Error> {
-        let (tenant, subscription) =
-            after.map_or_else(Default::default, |a| (a.tenant_id.to_string(), a.id.to_string()));
-        let values = vec![text(tenant), text(subscription), bigint(i64::from(limit))];
         let sql = format!(
             "{} SELECT tenant_id, subscription_id FROM s WHERE tenant_id IS NOT NULL",
             subscriptions_with(State::Held)
         );
-        let held =
-            references(&self.read.query_all_raw(self.dialect.statement(sql, values)).await?)?;
+        let statement = self.dialect.statement(sql, behind(after, limit));
+        let held = references(&self.read.query_all_raw(statement).await?)?;
         if held.is_empty() {
             return Ok(None);
         }
@@ -187,14 +184,6 @@ impl Store {
     }
 }
 
-/// Reads rows of a tenant's and a subscription's id.
 fn references(rows: &[QueryResult]) -> Result<Vec<SubscriptionRef>, Error> {
-    rows.iter()
-        .map(|row| {
-            Ok(SubscriptionRef {
-                tenant_id: super::rows::id(&row.try_get_by_index::<String>(0)?)?,
-                id: super::rows::id(&row.try_get_by_index::<String>(1)?)?,
-            })
-        })
-        .collect()
+    rows.iter().map(SubscriptionRef::read).collect()
 }

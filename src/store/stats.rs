@@ -11,15 +11,18 @@ use crate::domain::id::{DeliveryId, SubscriptionId, TenantId};
 use super::bulk::{bigint, text};
 use super::{Error, Store};
 
-/// Attempts from which the durations are told: the latest ones.
-const MAX_ATTEMPTS: i64 = 10_000;
+/// Deliveries, the newest ones that have been attempted, whose attempts are looked at: a busy
+/// subscription has millions.
+const MAX_DELIVERIES: i64 = 10_000;
+/// Attempts of those that are looked at.
+const MAX_ATTEMPTS: usize = 10_000;
 
 /// How a subscription has done since some instant.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SubscriptionStats {
     /// Deliveries by state, without the states that have none.
     pub deliveries: Vec<(State, u64)>,
-    /// Attempts, at most the latest 10,000.
+    /// Attempts that were looked at: at most 10,000, of the newest deliveries.
     pub attempts: u64,
     /// Failed attempts since the latest success.
     pub consecutive_failures: u64,
@@ -78,15 +81,28 @@ impl Store {
             }
         }
         stats.deliveries.sort_unstable_by_key(|(state, _)| state.code());
-        let sql = "SELECT a.start_time, a.duration_us, a.outcome FROM deliveries d
+        // Ids come from the index in their order: neither the deliveries nor the attempts of the
+        // whole time are sorted.
+        let sql = format!(
+            "SELECT a.start_time, a.duration_us, a.outcome FROM (
+                SELECT tenant_id, id FROM deliveries
+                WHERE tenant_id = $1 AND subscription_id = $2 AND id >= $3 AND create_time >= $4
+                  AND attempt_count > 0
+                ORDER BY id DESC LIMIT {MAX_DELIVERIES}) AS d
             JOIN attempts a ON a.tenant_id = d.tenant_id AND a.delivery_id = d.id
-            WHERE d.tenant_id = $1 AND d.subscription_id = $2 AND d.id >= $3 AND d.create_time >= $4
-            ORDER BY a.start_time DESC LIMIT $5";
-        let mut values = key();
-        values.push(bigint(MAX_ATTEMPTS));
-        for row in self.read.query_all_raw(self.dialect.statement(sql, values)).await? {
-            let outcome: i16 = row.try_get_by_index(2)?;
-            stats.count_attempt(row.try_get_by_index(0)?, row.try_get_by_index(1)?, outcome == 1);
+            ORDER BY d.id DESC, a.number DESC LIMIT {MAX_ATTEMPTS}"
+        );
+        let mut attempts: Vec<(i64, i64, i16)> = Vec::new();
+        for row in self.read.query_all_raw(self.dialect.statement(sql, key())).await? {
+            attempts.push((
+                row.try_get_by_index(0)?,
+                row.try_get_by_index(1)?,
+                row.try_get_by_index(2)?,
+            ));
+        }
+        attempts.sort_unstable_by(|one, other| other.cmp(one));
+        for (start_us, duration_us, outcome) in attempts {
+            stats.count_attempt(start_us, duration_us, outcome == 1);
         }
         stats.durations.sort_unstable();
         Ok(stats)

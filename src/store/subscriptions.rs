@@ -1,6 +1,6 @@
 //! Subscriptions. Every change tells the caches, in the same transaction.
 
-use sea_orm::ActiveValue::Set;
+use sea_orm::ActiveValue::{NotSet, Set};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 
@@ -18,6 +18,7 @@ impl Store {
     /// # Errors
     /// When the database does not take it.
     pub async fn create_subscription(&self, subscription: &Subscription) -> Result<(), Error> {
+        let columns = self.columns_of(subscription).await?;
         let transaction = self.dialect.begin(&self.write).await?;
         let row = ActiveModel {
             tenant_id: Set(subscription.tenant_id.to_string()),
@@ -25,7 +26,9 @@ impl Store {
             create_time: Set(subscription.create_time.as_micros()),
             settled: Set(1),
             delete_time: Set(None),
-            ..columns(subscription)?
+            // What versions before the sealed columns stored here.
+            secrets: Set("[]".into()),
+            ..columns
         };
         Entity::insert(row).exec_without_returning(&transaction).await?;
         self.bump_version(&transaction, subscription.tenant_id.as_str()).await?;
@@ -46,7 +49,7 @@ impl Store {
             .filter(Column::DeleteTime.is_null())
             .one(&self.read)
             .await?;
-        row.map(Subscription::try_from).transpose()
+        Ok(self.open_subscriptions(row.into_iter().collect()).await?.pop())
     }
 
     /// All subscriptions of a tenant.
@@ -60,7 +63,7 @@ impl Store {
             .order_by_asc(Column::Id)
             .all(&self.read)
             .await?;
-        rows.into_iter().map(Subscription::try_from).collect()
+        self.open_subscriptions(rows).await
     }
 
     /// The tenant's subscriptions in order of their ids, from behind `after`, in any of `states`
@@ -86,9 +89,7 @@ impl Store {
             query = query.filter(Column::Id.gt(after.as_str()));
         }
         let rows = query.order_by_asc(Column::Id).limit(size + 1).all(&self.read).await?;
-        let subscriptions =
-            rows.into_iter().map(Subscription::try_from).collect::<Result<_, _>>()?;
-        Ok(Page::of(subscriptions, size))
+        Ok(Page::of(self.open_subscriptions(rows).await?, size))
     }
 
     /// Stores `subscription`, which was made from the revision before its own. Deliveries follow a
@@ -97,8 +98,9 @@ impl Store {
     /// # Errors
     /// When the database does not take it.
     pub async fn update_subscription(&self, subscription: &Subscription) -> Result<Update, Error> {
+        let columns = self.columns_of(subscription).await?;
         let transaction = self.dialect.begin(&self.write).await?;
-        let row = ActiveModel { settled: Set(0), ..columns(subscription)? };
+        let row = ActiveModel { settled: Set(0), ..columns };
         let result = Entity::update_many()
             .set(row)
             .filter(Column::TenantId.eq(subscription.tenant_id.as_str()))
@@ -132,7 +134,7 @@ impl Store {
             .col_expr(Column::DeleteTime, Expr::value(now.as_micros()))
             .col_expr(Column::Settled, Expr::value(0_i16))
             // The secrets are of no more use; they need not outlive the subscription.
-            .col_expr(Column::Secrets, Expr::value("[]"))
+            .col_expr(Column::Sealed, Expr::value(Vec::<u8>::new()))
             .filter(Column::TenantId.eq(tenant_id.as_str()))
             .filter(Column::Id.eq(id.as_str()))
             .filter(Column::DeleteTime.is_null());
@@ -146,21 +148,32 @@ impl Store {
         self.commit_settings(transaction).await?;
         Ok(Update::Done)
     }
-}
 
-fn columns(subscription: &Subscription) -> Result<ActiveModel, Error> {
-    let spec = &subscription.spec;
-    Ok(ActiveModel {
-        display_name: Set(spec.display_name.clone()),
-        event_types: Set(json(&spec.event_types)?),
-        channel: Set(json(&spec.channel)?),
-        retry_policy: Set(spec.retry_policy.as_ref().map(json).transpose()?),
-        labels: Set(json(&spec.labels)?),
-        secrets: Set(json(&subscription.secrets)?),
-        state: Set(state_code(subscription.state)),
-        disable_reason: Set(subscription.disable_reason.map(disable_code)),
-        revision: Set(subscription.revision),
-        update_time: Set(subscription.update_time.as_micros()),
-        ..ActiveModel::default()
-    })
+    /// The columns that an administrator changes. What is sealed in an unreadable subscription stays
+    /// as it is: it may yet be restored.
+    async fn columns_of(&self, subscription: &Subscription) -> Result<ActiveModel, Error> {
+        let spec = &subscription.spec;
+        let (tenant_id, id) = (subscription.tenant_id.as_str(), subscription.id.as_str());
+        let (channel, sealed) = if subscription.unreadable {
+            (json(&spec.channel)?, NotSet)
+        } else {
+            let secrets = &subscription.secrets;
+            let (channel, sealed) =
+                self.vault.seal_subscription(tenant_id, id, &spec.channel, secrets).await?;
+            (channel, Set(Some(sealed)))
+        };
+        Ok(ActiveModel {
+            display_name: Set(spec.display_name.clone()),
+            event_types: Set(json(&spec.event_types)?),
+            channel: Set(channel),
+            retry_policy: Set(spec.retry_policy.as_ref().map(json).transpose()?),
+            labels: Set(json(&spec.labels)?),
+            sealed,
+            state: Set(state_code(subscription.state)),
+            disable_reason: Set(subscription.disable_reason.map(disable_code)),
+            revision: Set(subscription.revision),
+            update_time: Set(subscription.update_time.as_micros()),
+            ..ActiveModel::default()
+        })
+    }
 }

@@ -2,13 +2,14 @@
 
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter,
-    QueryOrder, QuerySelect,
+    ActiveValue::{NotSet, Set},
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 
 use crate::domain::Timestamp;
 use crate::domain::id::TenantId;
-use crate::domain::tenant::{Tenant, TenantSpec};
+use crate::domain::tenant::Tenant;
 
 use super::entity::tenant::{ActiveModel, Column, Entity};
 use super::rows::json;
@@ -20,12 +21,15 @@ impl Store {
     /// # Errors
     /// When the database does not take it.
     pub async fn create_tenant(&self, tenant: &Tenant) -> Result<(), Error> {
+        let columns = self.columns_of_tenant(tenant).await?;
         let transaction = self.dialect.begin(&self.write).await?;
         let row = ActiveModel {
             id: Set(tenant.id.to_string()),
             create_time: Set(tenant.create_time.as_micros()),
             delete_time: Set(None),
-            ..columns(&tenant.spec, tenant.revision, tenant.update_time)?
+            // What versions before the sealed column stored here.
+            webhook_url: Set(String::new()),
+            ..columns
         };
         Entity::insert(row).exec_without_returning(&transaction).await?;
         let id = tenant.id.to_string();
@@ -48,7 +52,17 @@ impl Store {
             .filter(Column::DeleteTime.is_null())
             .one(&self.read)
             .await?;
-        row.map(Tenant::try_from).transpose()
+        Ok(self.open_tenants(row.into_iter().collect()).await?.pop())
+    }
+
+    /// Whether there is such a tenant: cheaper than [`Store::tenant`], nothing is opened for it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn has_tenant(&self, id: TenantId) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM tenants WHERE id = $1 AND delete_time IS NULL";
+        let statement = self.dialect.statement(sql, vec![bulk::text(id.as_str())]);
+        Ok(self.read.query_one_raw(statement).await?.is_some())
     }
 
     /// Tenants in order of their ids, from behind `after`.
@@ -65,8 +79,7 @@ impl Store {
             query = query.filter(Column::Id.gt(after.as_str()));
         }
         let rows = query.order_by_asc(Column::Id).limit(size + 1).all(&self.read).await?;
-        let tenants = rows.into_iter().map(Tenant::try_from).collect::<Result<_, _>>()?;
-        Ok(Page::of(tenants, size))
+        Ok(Page::of(self.open_tenants(rows).await?, size))
     }
 
     /// Stores `tenant`, which was made from the revision before its own.
@@ -74,9 +87,10 @@ impl Store {
     /// # Errors
     /// When the database does not take it.
     pub async fn update_tenant(&self, tenant: &Tenant) -> Result<Update, Error> {
+        let columns = self.columns_of_tenant(tenant).await?;
         let transaction = self.dialect.begin(&self.write).await?;
         let result = Entity::update_many()
-            .set(columns(&tenant.spec, tenant.revision, tenant.update_time)?)
+            .set(columns)
             .filter(Column::Id.eq(tenant.id.as_str()))
             .filter(Column::Revision.eq(tenant.revision - 1))
             .filter(Column::DeleteTime.is_null())
@@ -104,6 +118,8 @@ impl Store {
         let transaction = self.dialect.begin(&self.write).await?;
         let mut query = Entity::update_many()
             .col_expr(Column::DeleteTime, Expr::value(now.as_micros()))
+            // Of no more use: it need not outlive the tenant.
+            .col_expr(Column::Sealed, Expr::value(Vec::<u8>::new()))
             .filter(Column::Id.eq(id.as_str()))
             .filter(Column::DeleteTime.is_null());
         if let Some(revision) = revision {
@@ -135,19 +151,30 @@ impl Store {
         transaction.execute_raw(self.dialect.statement(sql, vec![bulk::text(tenant_id)])).await?;
         Ok(())
     }
-}
 
-fn columns(spec: &TenantSpec, revision: i64, update_time: Timestamp) -> Result<ActiveModel, Error> {
-    Ok(ActiveModel {
-        display_name: Set(spec.display_name.clone()),
-        environment: Set(spec.environment.clone()),
-        account_id: Set(spec.account_id),
-        primary_contact: Set(spec.primary_contact.clone()),
-        webhook_url: Set(spec.webhook_url.clone()),
-        labels: Set(json(&spec.labels)?),
-        retry_policy: Set(spec.retry_policy.as_ref().map(json).transpose()?),
-        revision: Set(revision),
-        update_time: Set(update_time.as_micros()),
-        ..ActiveModel::default()
-    })
+    /// The columns that an operator changes. What is sealed in an unreadable tenant stays as it is:
+    /// it may yet be restored.
+    async fn columns_of_tenant(&self, tenant: &Tenant) -> Result<ActiveModel, Error> {
+        let spec = &tenant.spec;
+        let sealed = if tenant.unreadable {
+            NotSet
+        } else {
+            Set(Some(self.vault.seal_tenant(tenant.id.as_str(), &spec.webhook_url).await?))
+        };
+        Ok(ActiveModel {
+            display_name: Set(spec.display_name.clone()),
+            environment: Set(spec.environment.clone()),
+            account_id: Set(spec.account_id),
+            primary_contact: Set(spec.primary_contact.clone()),
+            primary_contact_off: Set(json(&spec.primary_contact_off)?),
+            locale: Set(spec.locale.clone()),
+            time_zone: Set(spec.time_zone.clone()),
+            labels: Set(json(&spec.labels)?),
+            retry_policy: Set(spec.retry_policy.as_ref().map(json).transpose()?),
+            sealed,
+            revision: Set(tenant.revision),
+            update_time: Set(tenant.update_time.as_micros()),
+            ..ActiveModel::default()
+        })
+    }
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::connect::not_connected;
 use super::dialect::Dialect;
+use super::pooler::Sessions;
 use super::{Error, Store};
 
 /// The channel of NOTIFY.
@@ -74,17 +75,27 @@ impl Store {
         &self,
         transaction: DatabaseTransaction,
     ) -> Result<(), Error> {
+        fail_point!(SettingsBeforeCommit);
         transaction.commit().await?;
+        fail_point!(SettingsAfterCommit);
         self.wakes.settings.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
-    /// Begins to hear other replicas; `None` where there can be none.
+    /// Begins to hear other replicas; `None` where there can be none, and behind a pooler that lends
+    /// sessions.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn listen(&self) -> Result<Option<Listener>, Error> {
         if self.dialect == Dialect::Sqlite {
+            return Ok(None);
+        }
+        if self.sessions == Sessions::Lent {
+            tracing::info!(
+                "a pooler before PostgreSQL lends its sessions: what other replicas change is found \
+                 by polling"
+            );
             return Ok(None);
         }
         let pool = self.read.get_postgres_connection_pool();

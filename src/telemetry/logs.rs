@@ -3,8 +3,11 @@
 use std::env;
 use std::io::{self, IsTerminal};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use super::Error;
 
@@ -22,6 +25,18 @@ const QUIET: [&str; 11] = [
     "sqlx=warn",
     "tonic=warn",
 ];
+
+/// Where our own lines come from; every other target is a library's.
+const OURS: &str = "tidings";
+
+/// Whether a line may be written at all, whatever the filter says. Below `info` libraries write what
+/// they handle: frames with header values, statements with their arguments. Nobody there knows what
+/// of it is a secret, so none of it is written.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let is_ours = target.strip_prefix(OURS).is_some_and(|r| r.is_empty() || r.starts_with("::"));
+    is_ours || *metadata.level() <= Level::INFO
+}
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,18 +95,26 @@ pub struct Config {
 /// # Errors
 /// When they are already set up.
 pub fn start(config: &Config) -> Result<(), Error> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(config.filter.build()).with_writer(io::stderr);
-    match config.format {
-        Format::Text => builder.with_ansi(is_coloured()).with_target(false).try_init(),
-        Format::Json => builder
+    let lines = match config.format {
+        Format::Text => {
+            fmt::layer().with_writer(io::stderr).with_ansi(is_coloured()).with_target(false).boxed()
+        }
+        Format::Json => fmt::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .try_init(),
-    }
-    .map_err(|_| Error::LogsAlreadySet)
+            .with_writer(io::stderr)
+            .boxed(),
+    };
+    // Filters of the whole, not of the layer: those keep a state per thread, and lose the line after
+    // one that a library only asked about.
+    Registry::default()
+        .with(config.filter.build())
+        .with(filter_fn(may_be_logged))
+        .with(lines)
+        .try_init()
+        .map_err(|_| Error::LogsAlreadySet)
 }
 
 /// Whether standard error is a terminal whose owner wants colour: <https://no-color.org>.

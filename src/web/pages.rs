@@ -83,7 +83,7 @@ mod tests {
         let mut registry = Registry::default();
         registry.register("tidings_things", "Things", Counter::<u64>::default());
         let (_told, readiness) = watch::channel(readiness);
-        let facts = Facts { metrics: Arc::new(registry), readiness };
+        let facts = Facts { metrics: Arc::new(registry), readiness, mail: None };
         let request = Request::builder().method(method).uri(path).body(()).unwrap();
         let response = answer(&request, &facts);
         let status = response.status();

@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::shutdown::Stages;
 
-use super::{Config, Facts, pages};
+use super::{Config, Facts, routes};
 
 /// Most bytes of a request's headers.
 const MAX_HEADER_BYTES: usize = 16 * 1_024;
@@ -35,15 +35,22 @@ pub async fn serve(listener: TcpListener, config: Config, facts: Facts, stages: 
     let permits = Arc::new(Semaphore::new(config.max_connections));
     let connections = TaskTracker::new();
     let accept = async {
+        let mut is_failing = false;
         loop {
             // The semaphore is never closed.
             let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
                 break;
             };
             let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+                Ok((stream, _)) => {
+                    is_failing = false;
+                    stream
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "an HTTP connection cannot be accepted");
+                    if !is_failing {
+                        tracing::warn!(%error, "an HTTP connection cannot be accepted; trying again");
+                    }
+                    is_failing = true;
                     time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -70,8 +77,8 @@ async fn connection(stream: TcpStream, config: &Config, facts: &Facts, stages: &
     let was_asked = AtomicBool::new(false);
     let service = service_fn(|request| {
         was_asked.store(true, Ordering::Relaxed);
-        let response = pages::answer(&request, facts);
-        async move { Ok::<_, Infallible>(response) }
+        let facts = facts.clone();
+        async move { Ok::<_, Infallible>(routes::answer(request, &facts).await) }
     });
     let builder = builder(config);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -129,7 +136,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_told, readiness) = watch::channel(Readiness::Ready);
-        let facts = Facts { metrics: Arc::new(Registry::default()), readiness };
+        let facts = Facts { metrics: Arc::new(Registry::default()), readiness, mail: None };
         let stages = Stages::new();
         let task = tokio::spawn(serve(listener, config, facts, stages.clone()));
         (address, stages, task)

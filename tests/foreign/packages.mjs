@@ -2,7 +2,8 @@
 // only beside the importing file and above it; `require` can be told where to look.
 
 import { createRequire } from "node:module";
-import { fileURLToPath } from "node:url";
+import { readFile } from "node:fs/promises";
+import { fileURLToPath, pathToFileURL } from "node:url";
 import { join } from "node:path";
 
 const folder =
@@ -10,3 +11,11 @@ const folder =
   fileURLToPath(new URL("../../.tools/node/node_modules", import.meta.url));
 
 export const require = createRequire(join(folder, "any-file.js"));
+
+// Loads a package that is an ECMAScript module and cannot be required.
+export async function load(name) {
+  const { exports } = JSON.parse(await readFile(join(folder, name, "package.json"), "utf8"));
+  const entry = exports["."].node ?? exports["."];
+  const file = typeof entry === "string" ? entry : entry.import;
+  return import(pathToFileURL(join(folder, name, file)));
+}

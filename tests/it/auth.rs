@@ -97,7 +97,7 @@ fn scopes() -> BTreeMap<String, &'static str> {
         (
             "SubscriptionService",
             "subscriptions:read",
-            &["GetSubscription", "ListSubscriptions", "GetSubscriptionStats"],
+            &["GetSubscription", "ListSubscriptions", "PreviewEmail", "GetSubscriptionStats"],
         ),
         (
             "SubscriptionService",
@@ -112,6 +112,12 @@ fn scopes() -> BTreeMap<String, &'static str> {
                 "RotateSecret",
                 "TestSubscription",
             ],
+        ),
+        ("SuppressionService", "subscriptions:read", &["ListSuppressions"]),
+        (
+            "SuppressionService",
+            "subscriptions:write",
+            &["CreateSuppression", "DeleteSuppression", "ReportFeedback"],
         ),
         (
             "DeliveryService",
@@ -263,7 +269,7 @@ fn foreign_requests(tenant_id: &str, ids: &Ids) -> BTreeMap<String, Vec<u8>> {
         proto::ListSubscriptionsRequest { tenant_id: tenant(), ..Default::default() }
             .encode_to_vec(),
     );
-    // These six have the tenant and the subscription as their first two fields.
+    // These have the tenant and the subscription as their first two fields.
     let of_subscription =
         proto::GetSubscriptionRequest { tenant_id: tenant(), subscription_id: sub() }
             .encode_to_vec();
@@ -274,10 +280,47 @@ fn foreign_requests(tenant_id: &str, ids: &Ids) -> BTreeMap<String, Vec<u8>> {
         "ResumeSubscription",
         "RotateSecret",
         "TestSubscription",
+        "PreviewEmail",
         "GetSubscriptionStats",
     ] {
         add(&format!("SubscriptionService/{name}"), of_subscription.clone());
     }
+    let suppression = proto::Suppression {
+        tenant_id: tenant(),
+        address: "a@company.com".into(),
+        ..Default::default()
+    };
+    add(
+        "SuppressionService/CreateSuppression",
+        proto::CreateSuppressionRequest { suppression: Some(suppression) }.encode_to_vec(),
+    );
+    add(
+        "SuppressionService/ListSuppressions",
+        proto::ListSuppressionsRequest { tenant_id: tenant(), ..Default::default() }
+            .encode_to_vec(),
+    );
+    add(
+        "SuppressionService/DeleteSuppression",
+        proto::DeleteSuppressionRequest {
+            tenant_id: tenant(),
+            address: "a@company.com".into(),
+            ..Default::default()
+        }
+        .encode_to_vec(),
+    );
+    let feedback = proto::Feedback {
+        kind: proto::FeedbackKind::Bounce.into(),
+        delivery_id: dlv(),
+        ..Default::default()
+    };
+    add(
+        "SuppressionService/ReportFeedback",
+        proto::ReportFeedbackRequest {
+            tenant_id: tenant(),
+            report: Some(proto::report_feedback_request::Report::Feedback(feedback)),
+        }
+        .encode_to_vec(),
+    );
     let of_delivery =
         proto::GetDeliveryRequest { tenant_id: tenant(), delivery_id: dlv() }.encode_to_vec();
     for name in ["GetDelivery", "ListAttempts", "RetryDelivery", "CancelDelivery"] {
@@ -382,7 +425,7 @@ on_both! {
 
         // The own name with the other's ids: the same answer as for ids of nobody.
         for method in ["GetEvent", "GetSubscription", "DeleteSubscription", "PauseSubscription", "ResumeSubscription",
-            "RotateSecret", "TestSubscription", "GetSubscriptionStats", "GetDelivery", "ListAttempts", "RetryDelivery",
+            "RotateSecret", "TestSubscription", "PreviewEmail", "GetSubscriptionStats", "GetDelivery", "ListAttempts", "RetryDelivery",
             "CancelDelivery", "UpdateSubscription"] {
             let answer = async |ids: &Ids| {
                 let requests = foreign_requests(&attacker.id, ids);

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidings::api::proto::{self, DeliveryState};
+use tidings::domain::delivery::State;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::support::app::{emit_request, explain, options};
+use crate::support::database::write_key;
 use crate::support::process::{Served, operator_key};
 use crate::support::proxy::Proxy;
 use crate::support::{App, Client, Database, Receiver, Reply};
@@ -142,6 +144,53 @@ on_both! {
     }
 }
 
+/// How many deliveries are in `state`, as the database has it.
+async fn in_state(database: &Database, state: State) -> i64 {
+    use sea_orm::ConnectionTrait;
+    let connection =
+        sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
+    let sql = format!("SELECT count(*) FROM deliveries WHERE state = {}", state.code());
+    let row = connection
+        .query_one_raw(sea_orm::Statement::from_string(connection.get_database_backend(), sql));
+    let count = row.await.expect("read").expect("a row").try_get_by_index(0).expect("a count");
+    connection.close().await.expect("closed");
+    count
+}
+
+on_both! {
+    async fn a_kill_in_the_middle_of_a_manual_attempt_leaves_the_schedule_as_it_was(database: Database) {
+        let receiver = Receiver::scripted(|_, _| Reply::status(200).after(Duration::from_secs(14))).await;
+        let key = operator_key(&database).await;
+        let served = Served::start(&database, &[]).await;
+        let client = Client::connect(&served.endpoint, &key).await;
+        let tenant = client.create_tenant("Acme").await;
+        client.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+        let in_an_hour = std::time::SystemTime::now() + Duration::from_hours(1);
+        let due = prost_types::Timestamp { nanos: 0, ..in_an_hour.into() };
+        let request = proto::EmitRequest {
+            deliver_time: Some(due),
+            ..emit_request(&tenant.id, "user.created", "{}")
+        };
+        let event_id = client.events().emit(request).await.expect("accepted").into_inner().event_id;
+        let waiting = client.wait_for_state(&tenant.id, &event_id, DeliveryState::Scheduled).await;
+        assert_eq!(waiting.next_attempt_time, Some(due));
+        let retry = proto::RetryDeliveryRequest { tenant_id: tenant.id.clone(), delivery_id: waiting.id };
+        let mut deliveries = client.deliveries();
+        let attempt = tokio::spawn(async move { deliveries.retry_delivery(retry).await });
+        receiver.wait_for(1).await;
+        client.wait_for_state(&tenant.id, &event_id, DeliveryState::Delivering).await;
+        served.kill().await;
+        assert!(attempt.await.expect("ended").is_err(), "the kill came before the attempt's end");
+
+        let served = Served::start(&database, &[]).await;
+        let client = Client::connect(&served.endpoint, &key).await;
+        let released = client.wait_for_state(&tenant.id, &event_id, DeliveryState::Scheduled).await;
+        assert_eq!(released.next_attempt_time, Some(due));
+        assert_eq!(receiver.requests().len(), 1);
+        served.kill().await;
+    }
+}
+
 on_both! {
     async fn sigterm_finishes_what_is_in_flight_and_exits_with_0(database: Database) {
         let receiver = Receiver::scripted(|_, _| Reply::status(200).after(Duration::from_millis(800))).await;
@@ -165,8 +214,11 @@ on_both! {
         let before = receiver.requests().len();
         assert!(before < 40, "the stop came while deliveries waited");
 
-        // What was in flight is recorded: it is not sent again. What waited was given back: it is
-        // due at once, without waiting for a lease to run out.
+        // What waited was given back by the process itself: it is due at once, and no lease has to
+        // run out.
+        assert_eq!(in_state(&database, State::Delivering).await, 0);
+        assert!(in_state(&database, State::Scheduled).await > 0);
+        // What was in flight is recorded: it is not sent again.
         let served = Served::start(&database, &[]).await;
         let duplicates = all_arrive(&receiver, &acknowledged).await;
         assert_eq!(duplicates, 0);
@@ -199,13 +251,7 @@ on_both! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_is_gone_is_unavailable_and_comes_back() {
     let mut database = Database::postgres().await;
-    let url: url::Url = database.config.database_url.parse().expect("a URL");
-    let target = format!("{}:{}", url.host_str().expect("a host"), url.port().unwrap_or(5432));
-    let proxy = Proxy::to(target).await;
-    let mut through = url.clone();
-    through.set_port(Some(proxy.addr.port())).expect("a port");
-    through.set_host(Some("127.0.0.1")).expect("a host");
-    database.config.database_url = through.to_string();
+    let proxy = Proxy::before(&mut database).await;
     let opened = options(&database);
     let app = App::start_with(database, &opened).await;
 
@@ -267,10 +313,14 @@ async fn a_sqlite_file_is_served_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn serve_refuses_another_schema_and_migrates_once_for_many() {
     let url = Database::empty_postgres().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let key = write_key(&folder.path().join("master.key")).display().to_string();
     let serve = [
         "serve",
         "--database-url",
         &url,
+        "--master-key-file",
+        &key,
         "--grpc-addr",
         "127.0.0.1:0",
         "--http-addr",
@@ -282,8 +332,8 @@ async fn serve_refuses_another_schema_and_migrates_once_for_many() {
     assert!(error.contains("tidings migrate"), "{error}");
 
     // Replicas that migrate at once do not collide.
-    let migrations = (0..4)
-        .map(|_| crate::support::process::tidings(&["migrate", "--database-url", &url]).output());
+    let migrate = ["migrate", "--database-url", &url, "--master-key-file", &key];
+    let migrations = (0..4).map(|_| crate::support::process::tidings(&migrate).output());
     for migrated in futures::future::join_all(migrations).await {
         let migrated = migrated.expect("ran");
         assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));

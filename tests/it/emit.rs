@@ -186,7 +186,94 @@ on_both! {
         app.operator.emit(&tenant.id, "invoice.paid", r#"{"id":"i7"}"#).await;
         let wrong = emit_request(&tenant.id, "invoice.paid", r#"{"id":7}"#);
         let refused = app.operator.events().emit(wrong).await.expect_err("against the schema");
-        assert_eq!(explain(&refused), (Code::InvalidArgument, "INVALID_FIELDS".into(), vec!["data.id".into()]));
+        assert_eq!(explain(&refused), (Code::InvalidArgument, "INVALID_FIELDS".into(), vec!["data_json.id".into()]));
+        app.stop().await;
+    }
+}
+
+on_both! {
+    /// Settings are cached, and the cache may be behind: on SQLite until the next look, on the other
+    /// replica of a PostgreSQL as well. What was acknowledged before an Emit judges it all the same.
+    async fn a_changed_schema_judges_the_next_emit_on_every_replica(database: Database) {
+        let is_postgres = database.config.database_url.starts_with("postgres");
+        let options = crate::support::app::options(&database);
+        let app = App::start(database).await;
+        let second = if is_postgres {
+            let running = tidings::app::start(options.config()).await.expect("a second replica");
+            let url = format!("http://{}", running.grpc_addr());
+            Some((crate::support::Client::connect(&url, &app.operator_key).await, running))
+        } else {
+            None
+        };
+        let other = second.as_ref().map_or(&app.operator, |(client, _)| client);
+        let tenant = app.operator.create_tenant("Acme").await;
+        let event_type = |kind: &str| proto::EventType {
+            tenant_id: tenant.id.clone(),
+            name: "invoice.paid".into(),
+            json_schema: format!(r#"{{"type":"object","properties":{{"id":{{"type":"{kind}"}}}}}}"#),
+            ..Default::default()
+        };
+        let change = async |kind: &str| {
+            let request = proto::UpdateEventTypeRequest {
+                event_type: Some(event_type(kind)),
+                update_mask: Some(prost_types::FieldMask { paths: vec!["json_schema".into()] }),
+            };
+            app.operator.catalog().update_event_type(request).await.expect("changed");
+        };
+        // A small payload is judged where it is, a large one on a thread of its own.
+        let large = "x".repeat(40_000);
+        let texts = [r#"{"id":"i7"}"#.to_owned(), format!(r#"{{"id":"i7","text":"{large}"}}"#)];
+        let request = proto::CreateEventTypeRequest { event_type: Some(event_type("string")) };
+        app.operator.catalog().create_event_type(request).await.expect("created");
+        for round in 0..4 {
+            for text in &texts {
+                other.emit(&tenant.id, "invoice.paid", text).await;
+                change("integer").await;
+                let wrong = emit_request(&tenant.id, "invoice.paid", text);
+                let refused = other.events().emit(wrong).await.expect_err("against the new schema");
+                let expected = (Code::InvalidArgument, "INVALID_FIELDS".into(), vec!["data_json.id".into()]);
+                assert_eq!(explain(&refused), expected, "round {round}");
+                change("string").await;
+            }
+        }
+        if let Some((_, running)) = second {
+            running.stop().await;
+        }
+        app.stop().await;
+    }
+}
+
+on_both! {
+    /// The committer commits for all, so it does not judge, unless a schema changed meanwhile.
+    async fn payloads_are_judged_before_they_wait_for_a_commit(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let mut event_type = proto::EventType {
+            tenant_id: tenant.id.clone(),
+            name: "invoice.paid".into(),
+            json_schema: r#"{"type":"object","required":["id"]}"#.into(),
+            ..Default::default()
+        };
+        let request = proto::CreateEventTypeRequest { event_type: Some(event_type.clone()) };
+        app.operator.catalog().create_event_type(request).await.expect("created");
+        for round in 0..10 {
+            app.operator.emit(&tenant.id, "invoice.paid", &format!(r#"{{"id":{round}}}"#)).await;
+            // Other settings change, the schema does not.
+            app.operator.subscribe(&tenant.id, &["other"], "https://hooks.company.com/").await;
+        }
+        let wrong = emit_request(&tenant.id, "invoice.paid", "{}");
+        app.operator.events().emit(wrong).await.expect_err("against the schema");
+        assert_eq!(app.metric("tidings_events_judged_again_total").await, 0);
+
+        event_type.json_schema = r#"{"type":"object","required":["number"]}"#.into();
+        let request = proto::UpdateEventTypeRequest {
+            event_type: Some(event_type),
+            update_mask: Some(prost_types::FieldMask { paths: vec!["json_schema".into()] }),
+        };
+        app.operator.catalog().update_event_type(request).await.expect("changed");
+        app.operator.emit(&tenant.id, "invoice.paid", r#"{"id":1,"number":1}"#).await;
+        let again = app.metric("tidings_events_judged_again_total").await;
+        assert_eq!(again, 1);
         app.stop().await;
     }
 }

@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use tidings::api::proto::{self, DeliveryState};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Request;
 
-use crate::support::app::emit_request;
+use crate::support::app::{emit_request, value};
 use crate::support::process::{Served, operator_key};
 use crate::support::{App, Client, Database, Receiver, Reply};
 
@@ -52,32 +51,10 @@ on_both! {
     }
 }
 
-/// The page of metrics, by name and labels.
-async fn metrics(app: &App) -> String {
-    let mut stream =
-        tokio::net::TcpStream::connect(app.running.http_addr()).await.expect("connected");
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        .await
-        .expect("sent");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).await.expect("answered");
-    page
-}
-
-/// The value of a series, which must exist.
-fn value(page: &str, series: &str) -> f64 {
-    let line = page
-        .lines()
-        .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
-    let line = line.unwrap_or_else(|| panic!("no series {series} in\n{page}"));
-    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
-}
-
 on_both! {
     async fn metrics_exist_at_zero_and_count(database: Database) {
         let app = App::start(database).await;
-        let page = metrics(&app).await;
+        let page = app.metrics().await;
         let counted = [
             "tidings_events_accepted_total",
             "tidings_events_duplicate_total",
@@ -107,7 +84,7 @@ on_both! {
         let emitted = app.operator.emit(&tenant.id, "user.created", "{}").await;
         app.operator.wait_for_state(&tenant.id, &emitted.event_id, DeliveryState::Succeeded).await;
         app.operator.events().emit(emit_request(&tenant.id, "bad type", "{}")).await.expect_err("refused");
-        let page = metrics(&app).await;
+        let page = app.metrics().await;
         for (series, expected) in [
             ("tidings_events_accepted_total", 1.0),
             ("tidings_deliveries_created_total", 1.0),
@@ -121,6 +98,64 @@ on_both! {
         ] {
             assert!((value(&page, series) - expected).abs() < f64::EPSILON, "{series} is not {expected}:\n{page}");
         }
+        app.stop().await;
+    }
+}
+
+on_both! {
+    /// However a delivery ends: canceled through the API, with its subscription, or by its time.
+    async fn deliveries_that_end_without_an_attempt_are_counted(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let (subscription, _) =
+            app.operator.subscribe(&tenant.id, &["*"], "https://hooks.company.com/").await;
+        let after = |seconds: f64| {
+            let then = std::time::SystemTime::now() + Duration::from_secs_f64(seconds);
+            Some(prost_types::Timestamp::from(then))
+        };
+        let emit = async || {
+            let request = proto::EmitRequest {
+                deliver_time: after(600.0),
+                ..emit_request(&tenant.id, "user.created", "{}")
+            };
+            app.operator.events().emit(request).await.expect("accepted").into_inner().event_id
+        };
+        let canceled = emit().await;
+        // Both wait for their deliver_time when the subscription goes.
+        for _ in 0..2 {
+            emit().await;
+        }
+        let delivery_id = app.operator.deliveries_of(&tenant.id, &canceled).await.remove(0).id;
+        let cancel = proto::CancelDeliveryRequest { tenant_id: tenant.id.clone(), delivery_id };
+        app.operator.deliveries().cancel_delivery(cancel.clone()).await.expect("canceled");
+        // A delivery that has ended is not counted again.
+        let _ = app.operator.deliveries().cancel_delivery(cancel).await;
+        let series = |state: &str| format!("tidings_deliveries_ended_total{{state=\"{state}\"}}");
+        app.wait_for_metric(&series("CANCELED"), 1).await;
+
+        let delete = proto::DeleteSubscriptionRequest {
+            tenant_id: tenant.id.clone(),
+            subscription_id: subscription.id,
+            ..Default::default()
+        };
+        app.operator.subscriptions().delete_subscription(delete).await.expect("deleted");
+        app.wait_for_metric(&series("CANCELED"), 3).await;
+
+        // Held, so that its end does not wait for its deliver_time.
+        let (paused, _) =
+            app.operator.subscribe(&tenant.id, &["*"], "https://hooks.company.com/").await;
+        let pause = proto::PauseSubscriptionRequest {
+            tenant_id: tenant.id.clone(),
+            subscription_id: paused.id,
+        };
+        app.operator.subscriptions().pause_subscription(pause).await.expect("paused");
+        let request = proto::EmitRequest {
+            expire_time: after(2.0),
+            ..emit_request(&tenant.id, "user.created", "{}")
+        };
+        app.operator.events().emit(request).await.expect("accepted");
+        app.wait_for_metric(&series("EXPIRED"), 1).await;
+        assert_eq!(app.metric(&series("CANCELED")).await, 3);
         app.stop().await;
     }
 }
@@ -191,4 +226,44 @@ on_both! {
             }
         }
     }
+}
+
+/// A tool that knows nothing but the address can decode everything that is answered: our messages,
+/// and the details of errors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reflection_serves_the_contract_and_the_details_of_errors() {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+
+    let app = App::start(Database::sqlite().await).await;
+    let symbols = [
+        "tidings.v1.EventService",
+        "tidings.v1.Delivery",
+        "grpc.health.v1.Health",
+        "google.rpc.ErrorInfo",
+        "google.rpc.BadRequest",
+        "google.rpc.RetryInfo",
+    ];
+    let requests = symbols.map(|symbol| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::FileContainingSymbol(symbol.to_owned())),
+    });
+    let mut client = ServerReflectionClient::new(app.operator.channel.clone());
+    let mut answers = client
+        .server_reflection_info(tokio_stream::iter(requests))
+        .await
+        .expect("served")
+        .into_inner();
+    for symbol in symbols {
+        let answer: ServerReflectionResponse =
+            answers.message().await.expect("answered").expect("an answer");
+        assert!(
+            matches!(&answer.message_response, Some(MessageResponse::FileDescriptorResponse(_))),
+            "{symbol}: {:?}",
+            answer.message_response
+        );
+    }
+    app.stop().await;
 }

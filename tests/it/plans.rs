@@ -45,8 +45,67 @@ const STATEMENTS: &[(&str, &str)] = &[
         "SELECT * FROM deliveries WHERE tenant_id = 'ten_0' AND subscription_id = 'sub_0' ORDER BY id DESC LIMIT 50",
     ),
     (
+        "an event's deliveries in a snapshot",
+        "SELECT * FROM deliveries d WHERE d.tenant_id = 'ten_0' AND d.id > 'dlv_00' AND d.event_id = 'evt_0'
+         AND d.id >= 'dlv_0' AND d.id < 'dlv_1' ORDER BY d.id LIMIT 200",
+    ),
+    (
+        "the newest deliveries of a subscription that were attempted",
+        "SELECT tenant_id, id FROM deliveries
+         WHERE tenant_id = 'ten_0' AND subscription_id = 'sub_0' AND id >= 'dlv_0' AND create_time >= 5
+           AND attempt_count > 0 ORDER BY id DESC LIMIT 10000",
+    ),
+    (
         "the feed behind a position",
         "SELECT position, changes FROM feed WHERE tenant_id = 'ten_0' AND position > 5 ORDER BY position LIMIT 64",
+    ),
+    (
+        "endpoints whose health changed",
+        "SELECT * FROM endpoint_health WHERE (update_time, tenant_id, subscription_id) > (5, 'ten_0', 'sub_0')
+         ORDER BY update_time, tenant_id, subscription_id LIMIT 1000",
+    ),
+    (
+        "the health of a tenant's endpoints",
+        "SELECT * FROM endpoint_health WHERE tenant_id = 'ten_0' AND subscription_id IN ('sub_0', 'sub_1')",
+    ),
+    ("a mail that came back", "SELECT tenant_id FROM deliveries WHERE id = 'dlv_0' AND channel = 2"),
+    (
+        "what of an address is suppressed",
+        "SELECT s.reason FROM suppressions s WHERE s.tenant_id = 'ten_0' AND s.address = 'a@b.com'
+         AND (s.subscription_id = '' OR s.subscription_id = 'sub_0')",
+    ),
+    (
+        "a page of suppressions",
+        "SELECT s.address FROM suppressions s
+         WHERE s.tenant_id = 'ten_0' AND (s.address, s.subscription_id) > ('a@b.com', '')
+         ORDER BY s.address, s.subscription_id LIMIT 500",
+    ),
+    ("announcements", "SELECT * FROM announcements ORDER BY tenant_id, id LIMIT 500"),
+    (
+        "where a page of old deliveries ends",
+        "SELECT id FROM deliveries
+         WHERE tenant_id = 'ten_0' AND id >= 'dlv_0' AND id < 'dlv_1' ORDER BY id LIMIT 1000",
+    ),
+    (
+        "old events without an unfinished delivery",
+        "DELETE FROM events WHERE tenant_id = 'ten_0' AND id >= 'evt_0' AND id < 'evt_1'
+         AND id NOT IN (SELECT event_id FROM deliveries
+             WHERE tenant_id = 'ten_0' AND id >= 'dlv_0' AND id < 'dlv_1' AND state IN (1, 2, 8))",
+    ),
+    (
+        "the deliveries of events that went",
+        "DELETE FROM deliveries WHERE tenant_id = 'ten_0' AND id >= 'dlv_0' AND id < 'dlv_1'
+         AND event_id NOT IN (SELECT id FROM events WHERE tenant_id = 'ten_0' AND id >= 'evt_0' AND id < 'evt_1')",
+    ),
+    (
+        "the attempts of deliveries that went",
+        "DELETE FROM attempts WHERE tenant_id = 'ten_0' AND delivery_id >= 'dlv_0' AND delivery_id < 'dlv_1'
+         AND delivery_id NOT IN (SELECT id FROM deliveries WHERE tenant_id = 'ten_0' AND id >= 'dlv_0' AND id < 'dlv_1')",
+    ),
+    (
+        "the oldest idempotency keys",
+        "SELECT idempotency_key FROM idempotency_keys
+         WHERE tenant_id = 'ten_0' AND create_time < 5 ORDER BY create_time LIMIT 2000",
     ),
     ("a key by its hash", "SELECT * FROM api_keys WHERE hash = 'abc'"),
     ("a tenant's version", "SELECT tenant_id, version FROM tenant_config WHERE tenant_id IN ('', 'ten_0')"),

@@ -1,14 +1,22 @@
 //! The store's promises: fences, fair claims, takeover, settling, expiry, retention.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
+use sea_orm::ConnectionTrait;
 use tidings::domain::Timestamp;
+use tidings::domain::attempt::Attempt;
 use tidings::domain::delivery::{FailureReason, State};
+use tidings::domain::event::Event;
 use tidings::domain::subscription::State as SubscriptionState;
-use tidings::store::{DeliveryFilter, LateResult, Retention, Room, Store, SubscriptionRef, Update};
+use tidings::domain::trace::TraceContext;
+use tidings::store::{
+    AcceptResult, Acceptance, DeliveryFilter, IdempotencyKey, LateResult, ManualClaim, Retention,
+    Room, Store, SubscriptionRef, Update,
+};
 
 use crate::support::Database;
-use crate::support::make::{Maker, succeeded};
+use crate::support::make::{Maker, accept, succeeded};
 
 async fn state(store: &Store, delivery: &tidings::domain::delivery::Delivery) -> State {
     store.delivery(delivery.tenant_id, delivery.id).await.expect("read").expect("there").state
@@ -33,7 +41,7 @@ on_both! {
         // The first node is not registered, so its lease counts as run out.
         let taken = store.take_over(now, 10).await.expect("taken over");
         assert_eq!(taken.count, 1);
-        let claimed = store.claim(&[room(&subscription, 10)], successor, now).await.expect("claimed").remove(0);
+        let claimed = store.claim(&[room(&subscription, 10)], successor, now, |_| true).await.expect("claimed").remove(0);
         assert_eq!(claimed.delivery.revision, 3, "released, then claimed");
 
         let late = store.record(&[succeeded(&leased, now)], now).await.expect("recorded");
@@ -48,6 +56,33 @@ on_both! {
         let good = store.record(&[succeeded(&claimed.delivery, now)], now).await.expect("recorded");
         assert!(good.fenced.is_empty());
         assert_eq!(state(&store, &leased).await, State::Succeeded);
+    }
+}
+
+on_both! {
+    async fn an_attempt_is_added_after_the_end_once(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(24));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let leased = maker.deliveries(&store, &subscription, 1, maker.node(now), true, now).await.remove(0);
+        let attempt = |span_id| {
+            let attempt = succeeded(&leased, now).attempt.expect("made");
+            Attempt { trace: TraceContext { span_id, ..attempt.trace }, ..attempt }
+        };
+        // It is canceled while it is under way, and has another attempt before the result comes.
+        store.cancel(tenant.id, leased.id, now).await.expect("canceled");
+        let added = store.record_after_end(tenant.id, attempt(1), now).await.expect("answered");
+        assert!(matches!(added, LateResult::Added(_)), "{added:?}");
+        let late = attempt(2);
+        assert_eq!(late.number, 1, "it does not know of the other one");
+        let added = store.record_after_end(tenant.id, late.clone(), now).await.expect("answered");
+        assert!(matches!(&added, LateResult::Added(delivery) if delivery.attempt_count == 2), "{added:?}");
+        // What a recorder does that did not hear the commit's confirmation.
+        let again = store.record_after_end(tenant.id, late, now).await.expect("answered");
+        assert_eq!(again, LateResult::Known, "although it has another number in the record");
+        let attempts = store.list_attempts(tenant.id, leased.id, 0, 10).await.expect("read").items;
+        assert_eq!(attempts.iter().map(|attempt| attempt.number).collect::<Vec<_>>(), [1, 2]);
     }
 }
 
@@ -92,13 +127,56 @@ on_both! {
         assert_eq!(store.scheduled(None, 1).await.expect("listed"), scheduled[..1]);
 
         let rooms = [room(&loud, 5), room(&quiet, 5)];
-        let claimed = store.claim(&rooms, node, now).await.expect("claimed");
+        let claimed = store.claim(&rooms, node, now, |_| true).await.expect("claimed");
         let of = |id| claimed.iter().filter(|claimed| claimed.delivery.subscription_id == id).count();
         assert_eq!((of(loud.id), of(quiet.id)), (5, 2));
         assert!(claimed.iter().all(|claimed| claimed.delivery.state == State::Delivering));
         assert!(claimed.iter().all(|claimed| claimed.event.id == claimed.delivery.event_id));
         let early = now.minus(Duration::from_secs(1));
-        assert!(store.claim(&rooms, node, early).await.expect("claimed").is_empty(), "nothing is due yet");
+        assert!(store.claim(&rooms, node, early, |_| true).await.expect("claimed").is_empty(), "nothing is due yet");
+    }
+}
+
+on_both! {
+    async fn a_claim_takes_in_fair_turns_what_is_admitted(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(16));
+        let now = store.now().await.expect("now");
+        let node = maker.node(now);
+        let tenant = maker.tenant(&store, now).await;
+        let (one, other) = (maker.subscription(&store, tenant.id, now).await, maker.subscription(&store, tenant.id, now).await);
+        maker.deliveries(&store, &one, 5, node, false, now).await;
+        // The second one of these is large, and is the oldest but one.
+        let large = maker.event(tenant.id, now);
+        let large = tidings::domain::event::Event { data: vec![b' '; 50_000].into(), ..large };
+        for (seconds, event) in [(2, maker.event(tenant.id, now)), (1, large.clone()), (0, maker.event(tenant.id, now))] {
+            let mut delivery = maker.delivery(&event, other.id, false);
+            delivery.next_attempt_time = Some(now.minus(Duration::from_secs(seconds)));
+            maker.store_one(&store, &event, &delivery).await;
+        }
+
+        let (mut asked, mut sizes, mut free) = (Vec::new(), Vec::new(), 20_000);
+        let rooms = [room(&one, 3), room(&other, 5)];
+        let claimed = store.claim(&rooms, node, now, |candidate| {
+            asked.push(candidate.subscription.id);
+            sizes.push(candidate.event_bytes);
+            let fits = candidate.event_bytes <= free;
+            free -= if fits { candidate.event_bytes } else { 0 };
+            fits
+        }).await.expect("claimed");
+        let (first, second) = if one.id < other.id { (one.id, other.id) } else { (other.id, one.id) };
+        assert_eq!(asked, [first, second, first, second, one.id], "in turns; behind the large one nothing is asked");
+        // The labels are stored with their braces.
+        let small = large.weight() - 50_000 + 4;
+        assert_eq!(sizes.iter().filter(|size| **size == small).count(), 4);
+        assert!(sizes.contains(&(large.weight() + 2)), "{sizes:?}");
+        let of = |id| claimed.iter().filter(|claimed| claimed.delivery.subscription_id == id).count();
+        assert_eq!((of(one.id), of(other.id)), (3, 1));
+        assert!(claimed.iter().all(|claimed| claimed.event.id != large.id));
+        let scheduled = store.scheduled(None, 10).await.expect("listed");
+        assert_eq!(scheduled.len(), 2, "what was not admitted is still due");
+        // Nothing is admitted, nothing is changed.
+        assert!(store.claim(&rooms, node, now, |_| false).await.expect("claimed").is_empty());
+        assert_eq!(store.claim(&rooms, node, now, |_| true).await.expect("claimed").len(), 4);
     }
 }
 
@@ -145,9 +223,7 @@ on_both! {
         let event = maker.event(tenant.id, now);
         let mut held = maker.delivery(&event, subscription.id, false);
         (held.state, held.next_attempt_time) = (State::Held, None);
-        let transaction = store.begin_accept().await.expect("begun");
-        transaction.insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now).await.expect("inserted");
-        transaction.commit().await.expect("committed");
+        maker.store_one(&store, &event, &held).await;
 
         assert_eq!(store.unsettle_stragglers(None, now, 100).await.expect("looked"), None);
         assert_eq!(store.unsettled(10).await.expect("listed").len(), 1);
@@ -167,9 +243,7 @@ on_both! {
         let mut event = maker.event(tenant.id, now);
         event.expire_time = Some(now.plus(Duration::from_mins(1)));
         let delivery = maker.delivery(&event, subscription.id, false);
-        let transaction = store.begin_accept().await.expect("begun");
-        transaction.insert([&event].into_iter(), std::slice::from_ref(&delivery), maker.node(now), now).await.expect("inserted");
-        transaction.commit().await.expect("committed");
+        maker.store_one(&store, &event, &delivery).await;
 
         assert_eq!(store.expire(now, 10).await.expect("looked"), 0);
         assert_eq!(store.expire(now.plus(Duration::from_secs(61)), 10).await.expect("looked"), 1);
@@ -195,7 +269,7 @@ on_both! {
             feed: Duration::from_secs(20),
             idempotency_keys: Duration::from_secs(20),
         };
-        while store.purge(retention, now).await.expect("purged").rows > 0 {}
+        store.purge(retention, now, Duration::ZERO).await.expect("purged");
         let left = store.list_deliveries(tenant.id, &DeliveryFilter::default(), None, 10).await.expect("listed").items;
         let mut ids: Vec<_> = left.iter().map(|delivery| delivery.id).collect();
         ids.sort_unstable();
@@ -205,6 +279,106 @@ on_both! {
         assert!(store.list_attempts(tenant.id, ended[0].id, 0, 10).await.expect("read").items.is_empty());
         let head = store.feed_head(tenant.id).await.expect("read").expect("there");
         assert_eq!((head.position, head.floor), (4, 3), "three old rows of the feed are gone");
+    }
+}
+
+on_both! {
+    /// More than one window of old events, and among the oldest one that is kept.
+    async fn an_old_held_delivery_keeps_its_own_event_and_no_other(database: Database) {
+        const EVENTS: usize = 1_300;
+        let (store, maker) = (database.open().await, Maker::new(13));
+        let now = store.now().await.expect("now");
+        let old = now.minus(Duration::from_hours(1));
+        let tenant = maker.tenant(&store, old).await;
+        let subscription = maker.subscription(&store, tenant.id, old).await;
+        let node = maker.node(old);
+        // An event with two deliveries: one has succeeded, the other is held.
+        let event = maker.event(tenant.id, old);
+        let good = maker.delivery(&event, subscription.id, true);
+        let mut held = maker.delivery(&event, subscription.id, false);
+        (held.state, held.next_attempt_time) = (State::Held, None);
+        accept(&store, &[&event], &[good.clone(), held.clone()], node, old).await;
+        store.record(&[succeeded(&good, old)], old).await.expect("recorded");
+        let mut last = None;
+        for second in [0, 1, 2] {
+            let then = old.plus(Duration::from_secs(second));
+            let ended = maker.deliveries(&store, &subscription, EVENTS, node, true, then).await;
+            let changes: Vec<_> = ended.iter().map(|delivery| succeeded(delivery, then)).collect();
+            store.record(&changes, then).await.expect("recorded");
+            last = ended.last().cloned();
+        }
+        let (last, fresh) = (last.expect("made"), maker.deliveries(&store, &subscription, 1, node, false, now).await);
+
+        let retention = Retention {
+            events: Duration::from_mins(1),
+            feed: Duration::from_hours(2),
+            idempotency_keys: Duration::from_hours(2),
+        };
+        let purged = store.purge(retention, now, Duration::ZERO).await.expect("purged");
+        assert_eq!(purged.rows, 3 * 3 * EVENTS as u64, "an event, a delivery and an attempt each");
+        let all = DeliveryFilter::default();
+        let left = store.list_deliveries(tenant.id, &all, None, 10).await.expect("listed").items;
+        let mut ids: Vec<_> = left.iter().map(|delivery| delivery.id).collect();
+        ids.sort_unstable();
+        let mut expected = [good.id, held.id, fresh[0].id];
+        expected.sort_unstable();
+        assert_eq!(ids, expected, "what has ended stays with what is held");
+        assert_eq!(store.list_attempts(tenant.id, good.id, 0, 10).await.expect("read").items.len(), 1);
+        assert!(store.list_attempts(tenant.id, last.id, 0, 10).await.expect("read").items.is_empty());
+        assert!(store.event(tenant.id, event.id).await.expect("read").is_some());
+        assert!(store.event(tenant.id, last.event_id).await.expect("read").is_none());
+
+        // It goes when it has ended.
+        store.cancel(tenant.id, held.id, now).await.expect("canceled");
+        assert_eq!(store.purge(retention, now, Duration::ZERO).await.expect("purged").rows, 4);
+        assert!(store.event(tenant.id, event.id).await.expect("read").is_none());
+    }
+}
+
+on_both! {
+    /// More than one step removes; the same key may be taken again, a fresh one is remembered.
+    async fn old_idempotency_keys_are_forgotten(database: Database) {
+        const KEYS: usize = 4_100;
+        let (store, maker) = (database.open().await, Maker::new(14));
+        let now = store.now().await.expect("now");
+        let old = now.minus(Duration::from_hours(1));
+        let tenant = maker.tenant(&store, old).await;
+        let event = |then| maker.event(tenant.id, then);
+        let key = |name: String, event: &Event| IdempotencyKey {
+            tenant_id: tenant.id,
+            key: name,
+            fingerprint: [7; 32],
+            event_id: event.id,
+            delivery_count: 0,
+        };
+        let settings = HashMap::new();
+        let take = async |keys: &[IdempotencyKey], event: &Event, now| {
+            let (settings, keys) = (&settings, keys.iter().collect());
+            let (events, deliveries, node) = (vec![event], [].as_slice(), maker.node(now));
+            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }).await.expect("answered")
+        };
+        let first = event(old);
+        let keys: Vec<_> = (0..KEYS).map(|n| key(format!("old-{n}"), &first)).collect();
+        assert_eq!(take(&keys, &first, old).await, AcceptResult::Stored);
+        let second = event(now);
+        let fresh = key("fresh".into(), &second);
+        assert_eq!(take(std::slice::from_ref(&fresh), &second, now).await, AcceptResult::Stored);
+
+        let retention = Retention {
+            events: Duration::from_hours(2),
+            feed: Duration::from_hours(2),
+            idempotency_keys: Duration::from_mins(1),
+        };
+        let purged = store.purge(retention, now, Duration::ZERO).await.expect("purged");
+        assert_eq!(purged.rows, KEYS as u64);
+        let third = event(now);
+        let again = [key("old-7".into(), &third), key("fresh".into(), &third)];
+        assert_eq!(take(&again, &third, now).await, AcceptResult::KeysTaken);
+        assert!(store.event(tenant.id, third.id).await.expect("read").is_none(), "all or nothing");
+        let uses = store.key_uses(again.iter()).await.expect("read");
+        assert_eq!(uses.len(), 1);
+        assert_eq!(uses[&(tenant.id, "fresh".into())].event_id, second.id);
+        assert_eq!(take(&again[..1], &third, now).await, AcceptResult::Stored);
     }
 }
 
@@ -225,11 +399,78 @@ on_both! {
 }
 
 on_both! {
+    async fn a_snapshot_of_an_event_reads_its_deliveries_alone(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(17));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let earlier = now.minus(Duration::from_secs(1));
+        maker.deliveries(&store, &subscription, 20, node, false, earlier).await;
+        // In the same millisecond, too.
+        maker.deliveries(&store, &subscription, 20, node, false, now).await;
+        let event = maker.event(tenant.id, now);
+        let mut deliveries: Vec<_> = (0..3).map(|_| maker.delivery(&event, subscription.id, false)).collect();
+        accept(&store, &[&event], &deliveries, node, now).await;
+        maker.deliveries(&store, &subscription, 20, node, false, now.plus(Duration::from_secs(1))).await;
+        deliveries.sort_unstable_by_key(|delivery| delivery.id);
+
+        let page = async |subscription_id, states: &[State], after, limit| {
+            let page = store.snapshot_page(tenant.id, subscription_id, Some(event.id), states, after, limit);
+            page.await.expect("read").deliveries
+        };
+        assert_eq!(page(None, &[], None, 2).await, deliveries[..2]);
+        assert_eq!(page(None, &[], Some(deliveries[1].id), 2).await, deliveries[2..]);
+        let all = page(Some(subscription.id), &[State::Scheduled], None, 10).await;
+        assert_eq!(all, deliveries);
+        assert!(page(None, &[State::Failed], None, 10).await.is_empty());
+    }
+}
+
+on_both! {
+    /// Statistics look at a bounded number of attempts, those of the newest deliveries, and what has
+    /// not been attempted yet does not hide them.
+    async fn statistics_look_at_the_newest_attempts(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(18));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let connection = sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
+        // 100 old deliveries whose slow attempts were the latest, 10,000 newer ones with quick
+        // attempts, and 50 that wait.
+        let numbers = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r WHERE n < 10150)";
+        let (tenant_id, subscription_id) = (tenant.id, subscription.id);
+        let micros = now.as_micros();
+        for sql in [
+            format!("INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
+                recipient, state, attempt_count, automatic_count, next_attempt_time, trace_id, revision,
+                create_time, update_time)
+                {numbers} SELECT '{tenant_id}', 'dlv_z' || CAST(10000000 + n AS TEXT), 'evt_z', 'billing.paid',
+                '{subscription_id}', 1, '', CASE WHEN n <= 10100 THEN 3 ELSE 1 END,
+                CASE WHEN n <= 10100 THEN 1 ELSE 0 END, 0, CASE WHEN n > 10100 THEN 1 END, '', 1, {micros}, {micros}
+                FROM r"),
+            format!("INSERT INTO attempts (tenant_id, delivery_id, number, trigger_code, start_time, duration_us,
+                request_headers, response_headers, response_body, outcome, trace)
+                {numbers} SELECT '{tenant_id}', 'dlv_z' || CAST(10000000 + n AS TEXT), 1, 1,
+                {micros} + CASE WHEN n <= 100 THEN 1000000 ELSE n END,
+                CASE WHEN n <= 100 THEN 9000000 ELSE 1000 END, '[]', '[]', '', 1, '' FROM r WHERE n <= 10100"),
+        ] {
+            connection.execute_unprepared(&sql).await.expect("inserted");
+        }
+        let stats = store.subscription_stats(tenant.id, subscription.id, now).await.expect("counted");
+        assert_eq!(stats.deliveries, [(State::Scheduled, 50), (State::Succeeded, 10_100)]);
+        assert_eq!(stats.attempts, 10_000);
+        assert_eq!(stats.percentile(100), Some(Duration::from_millis(1)), "the old ones are not looked at");
+        assert_eq!(stats.last_success_time, Some(Timestamp::from_micros(micros + 10_100)));
+    }
+}
+
+on_both! {
     async fn a_node_whose_lease_ran_out_must_take_a_new_name(database: Database) {
         let (store, maker) = (database.open().await, Maker::new(9));
         let node = maker.node(Timestamp::from_micros(0));
         let ttl = Duration::from_millis(50);
-        store.register_node(node, ttl).await.expect("registered");
+        store.register_node(node, Duration::from_mins(1)).await.expect("registered");
         assert_eq!(store.renew_node(node, ttl).await.expect("renewed"), Update::Done);
         while store.count_nodes().await.expect("counted") > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -249,12 +490,7 @@ on_both! {
         let event = maker.event(tenant.id, now);
         let mut held = maker.delivery(&event, subscription.id, false);
         (held.state, held.next_attempt_time) = (State::Held, None);
-        let transaction = store.begin_accept().await.expect("begun");
-        transaction
-            .insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now)
-            .await
-            .expect("inserted");
-        transaction.commit().await.expect("committed");
+        maker.store_one(&store, &event, &held).await;
         store.unsettle_stragglers(None, now, 100).await.expect("looked");
         assert_eq!(state(&store, &held).await, State::Canceled);
     }
@@ -280,6 +516,58 @@ on_both! {
 }
 
 on_both! {
+    async fn a_lease_that_is_given_back_does_not_bring_a_delivery_forward(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(15));
+        let now = store.now().await.expect("now");
+        let (due, later) = (now.plus(Duration::from_hours(1)), now.plus(Duration::from_mins(5)));
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let mut waiting = Vec::new();
+        for _ in 0..4 {
+            let mut event = maker.event(tenant.id, now);
+            event.deliver_time = Some(due);
+            let mut delivery = maker.delivery(&event, subscription.id, false);
+            delivery.next_attempt_time = Some(due);
+            maker.store_one(&store, &event, &delivery).await;
+            let claim = store.claim_manual(tenant.id, delivery.id, node, now).await.expect("leased");
+            assert!(matches!(claim, ManualClaim::Leased(_, at) if at == due), "{claim:?}");
+            waiting.push(delivery);
+        }
+        let automatic = maker.deliveries(&store, &subscription, 1, node, true, now).await.remove(0);
+        let read = async |delivery: &tidings::domain::delivery::Delivery| {
+            let read = store.delivery(tenant.id, delivery.id).await.expect("read").expect("there");
+            (read.state, read.next_attempt_time)
+        };
+
+        // By the node that does not know of it, by the node that signs off, by a node that took it
+        // over: the node was never registered, so it counts as silent.
+        let others = |id| id != waiting[0].id;
+        let released = store.release_unknown(node, later, others, later).await.expect("released");
+        assert_eq!(released.count, 1);
+        assert_eq!(read(&waiting[0]).await, (State::Scheduled, Some(due)));
+        store.cancel(tenant.id, waiting[1].id, later).await.expect("canceled");
+        assert_eq!(read(&waiting[1]).await, (State::Canceled, None));
+        assert_eq!(store.take_over(later, 10).await.expect("taken over").count, 3);
+        for delivery in &waiting[2..] {
+            assert_eq!(read(delivery).await, (State::Scheduled, Some(due)));
+        }
+        assert_eq!(read(&automatic).await, (State::Scheduled, Some(later)), "due at once");
+
+        // The schedule is remembered for that lease alone: a later one is given back as due.
+        let claimed = store.claim(&[room(&subscription, 10)], node, due, |_| true).await.expect("claimed");
+        assert_eq!(claimed.len(), 4);
+        let then = due.plus(Duration::from_secs(1));
+        store.release(node, then, 10).await.expect("released");
+        assert_eq!(read(&waiting[2]).await, (State::Scheduled, Some(then)));
+        let claim = store.claim_manual(tenant.id, waiting[3].id, node, now).await.expect("leased");
+        let ManualClaim::Leased(leased, _) = claim else { panic!("{claim:?}") };
+        let good = store.record(&[succeeded(&leased, then)], then).await.expect("recorded");
+        assert!(good.fenced.is_empty());
+    }
+}
+
+on_both! {
     async fn a_pause_does_not_bring_a_delivery_forward(database: Database) {
         let (store, maker) = (database.open().await, Maker::new(12));
         let now = store.now().await.expect("now");
@@ -290,12 +578,7 @@ on_both! {
         event.deliver_time = Some(later);
         let mut held = maker.delivery(&event, subscription.id, false);
         (held.state, held.next_attempt_time) = (State::Held, None);
-        let transaction = store.begin_accept().await.expect("begun");
-        transaction
-            .insert([&event].into_iter(), std::slice::from_ref(&held), maker.node(now), now)
-            .await
-            .expect("inserted");
-        transaction.commit().await.expect("committed");
+        maker.store_one(&store, &event, &held).await;
         assert_eq!(store.settle(tenant.id, subscription.id, now, 100).await.expect("settled"), 1);
         let released = store.delivery(tenant.id, held.id).await.expect("read").expect("there");
         assert_eq!(released.next_attempt_time, Some(later));

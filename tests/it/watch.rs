@@ -1,7 +1,7 @@
 //! `WatchDeliveries`: snapshot, tail, checkpoints, resume, slow readers, every replica.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidings::api::proto::{self, DeliveryState, WatchDeliveriesRequest, WatchDeliveriesResponse};
 use tonic::{Code, Streaming};
@@ -9,24 +9,29 @@ use tonic::{Code, Streaming};
 use crate::support::app::explain;
 use crate::support::{App, Client, Database, Receiver};
 
+/// Long enough for everything on a busy machine. Checkpoints come all the time, so waiting for one
+/// message is not what ends a test that misses a delivery.
+const PATIENCE: Duration = Duration::from_mins(2);
 /// Events of the test with a slow reader.
 const COUNT: usize = 6_000;
 
-async fn watch(
+pub(crate) async fn watch(
     client: &Client,
     request: WatchDeliveriesRequest,
 ) -> Streaming<WatchDeliveriesResponse> {
     client.deliveries().watch_deliveries(request).await.expect("opened").into_inner()
 }
 
-async fn next(stream: &mut Streaming<WatchDeliveriesResponse>) -> WatchDeliveriesResponse {
+pub(crate) async fn next(
+    stream: &mut Streaming<WatchDeliveriesResponse>,
+) -> WatchDeliveriesResponse {
     let next =
         tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("in time");
     next.expect("no error").expect("no end")
 }
 
 /// Reads changes until `count` deliveries are SUCCEEDED, and checks their order on the way.
-async fn read_until_succeeded(
+pub(crate) async fn read_until_succeeded(
     stream: &mut Streaming<WatchDeliveriesResponse>,
     revisions: &mut HashMap<String, i64>,
     succeeded: &mut usize,
@@ -106,7 +111,9 @@ on_both! {
         let finished = |last: &HashMap<String, (i64, DeliveryState)>| {
             last.len() == 900 && last.values().all(|(_, state)| *state == DeliveryState::Succeeded)
         };
+        let enough = Instant::now() + PATIENCE;
         while !complete || !finished(&last) {
+            assert!(Instant::now() < enough, "{} of 900 deliveries were told to their end", last.values().filter(|(_, state)| *state == DeliveryState::Succeeded).count());
             let response = next(&mut stream).await;
             complete |= response.snapshot_complete;
             if let Some(delivery) = response.delivery {
@@ -124,7 +131,9 @@ on_both! {
         let (resume_token, mut last) = halfway.expect("300 were told");
         let request = WatchDeliveriesRequest { include_current: false, resume_token, ..request };
         let mut stream = watch(&app.operator, request).await;
+        let enough = Instant::now() + PATIENCE;
         while !finished(&last) {
+            assert!(Instant::now() < enough, "a resumed snapshot misses deliveries");
             if let Some(delivery) = next(&mut stream).await.delivery {
                 let (id, revision, state) = (delivery.id.clone(), delivery.revision, delivery.state());
                 let before = last.insert(id, (revision, state)).map_or(0, |(revision, _)| revision);
@@ -201,7 +210,7 @@ on_both! {
             idempotency_keys: Duration::from_hours(1),
         };
         let now = store.now().await.expect("now").plus(Duration::from_secs(1));
-        while store.purge(retention, now).await.expect("purged").rows > 0 {}
+        store.purge(retention, now, Duration::ZERO).await.expect("purged");
         let expired = WatchDeliveriesRequest { resume_token: token, ..request };
         let refused = app.operator.deliveries().watch_deliveries(expired).await;
         let error = match refused {

@@ -22,6 +22,7 @@ pub(crate) const FIELDS: Fields = Fields {
         "retry_policy",
         "recommended_channels",
         "guidance",
+        "email_template",
     ],
     fixed: &["tenant_id", "name", "create_time", "update_time", "etag"],
 };
@@ -37,6 +38,7 @@ pub(crate) fn is_populated(message: &pb::EventType, path: &str) -> bool {
         "retry_policy" => message.retry_policy.is_some(),
         "recommended_channels" => !message.recommended_channels.is_empty(),
         "guidance" => !message.guidance.is_empty(),
+        "email_template" => !message.email_template.is_empty(),
         _ => false,
     }
 }
@@ -53,6 +55,7 @@ pub(crate) fn new_event_type(message: pb::EventType, violations: &mut Violations
         since: message.since,
         json_schema: message.json_schema,
         guidance: message.guidance,
+        email_template: message.email_template,
     }
 }
 
@@ -69,6 +72,7 @@ pub(crate) fn update_event_type(
         ("since", &mut spec.since, &message.since),
         ("json_schema", &mut spec.json_schema, &message.json_schema),
         ("guidance", &mut spec.guidance, &message.guidance),
+        ("email_template", &mut spec.email_template, &message.email_template),
     ] {
         if selection.has(path) {
             ours.clone_from(theirs);
@@ -165,6 +169,7 @@ pub(crate) fn event_type_to_proto(event_type: EventType) -> pb::EventType {
             .map(|channel| channel_to_proto(*channel) as i32)
             .collect(),
         guidance: spec.guidance,
+        email_template: spec.email_template,
         create_time: Some(timestamp_to_proto(event_type.create_time)),
         update_time: Some(timestamp_to_proto(event_type.update_time)),
         etag: super::etag(event_type.revision, event_type.create_time),

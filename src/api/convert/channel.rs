@@ -1,9 +1,11 @@
-//! Channels: webhooks, and email for as far as it goes.
+//! Channels: webhooks and email.
 
 use std::collections::BTreeMap;
 
 use crate::api::proto as pb;
-use crate::domain::channel::{EmailChannel, PayloadFormat, SignatureScheme, WebhookChannel};
+use crate::domain::channel::{
+    Digest, EmailChannel, PayloadFormat, SignatureScheme, WebhookChannel,
+};
 use crate::domain::{Violations, endpoint};
 
 use super::{count_to_proto, duration, duration_to_proto};
@@ -11,26 +13,36 @@ use super::{count_to_proto, duration, duration_to_proto};
 /// What is shown in place of a secret.
 const MASK: &str = "***";
 
-/// How much of a channel is shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Detail {
-    /// All of it, to who asks for this one subscription.
-    Full,
-    /// Without the URL's query and the headers' values, which often hold secrets.
-    Masked,
-}
+/// What a path of `/***` says: even the path could not be read.
+const MASKED_PATH: &str = "/***";
+/// What to do about a mask that stands for nothing.
+const ADVICE: &str = "is *** as answers show it, and there is no such value to keep; write the \
+                      value itself";
 
 /// A webhook of the contract, with the defaults filled in. Violations stand below `webhook`.
-pub(crate) fn webhook(webhook: &pb::WebhookChannel, violations: &mut Violations) -> WebhookChannel {
+///
+/// A URL and header values that are masked as answers show them stand for what `current` has: who
+/// reads, changes and writes back changes nothing else. Where there is nothing to keep they are
+/// refused, since they would replace the secret that they stand for.
+pub(crate) fn webhook(
+    webhook: &pb::WebhookChannel,
+    current: Option<&WebhookChannel>,
+    violations: &mut Violations,
+) -> WebhookChannel {
     let defaults = WebhookChannel::default();
     let mut found = Violations::new();
-    refuse_masks(webhook, &mut found);
+    let nothing = WebhookChannel::default();
+    let current = current.unwrap_or(&nothing);
     let read = WebhookChannel {
-        url: webhook.url.clone(),
+        url: kept_url(&webhook.url, &current.url).unwrap_or_else(|advice| {
+            found.add("url", advice);
+            String::new()
+        }),
         signatures: schemes(&webhook.signatures, &mut found),
         signature_header: webhook.signature_header.clone(),
+        stripe_signature_header: webhook.stripe_signature_header.clone(),
         payload_format: format(webhook.payload_format, &mut found),
-        headers: webhook.headers.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        headers: kept_headers(&webhook.headers, &current.headers, &mut found),
         timeout: duration(webhook.timeout.as_ref(), "timeout", &mut found)
             .unwrap_or(defaults.timeout),
         max_in_flight: match (webhook.max_in_flight, u32::try_from(webhook.max_in_flight)) {
@@ -45,15 +57,40 @@ pub(crate) fn webhook(webhook: &pb::WebhookChannel, violations: &mut Violations)
     read
 }
 
-/// What a list shows must not be stored: it would replace the secret that it stands for.
-fn refuse_masks(webhook: &pb::WebhookChannel, violations: &mut Violations) {
-    const ADVICE: &str = "is *** as lists show it; read the subscription with GetSubscription";
-    if webhook.url.split_once('?').is_some_and(|(_, query)| query == MASK) {
-        violations.add("url", ADVICE);
+/// The URL that a client means: its own, or the current one when it wrote that one's mask.
+///
+/// # Errors
+/// What is wrong with a mask that stands for nothing.
+pub(crate) fn kept_url(written: &str, current: &str) -> Result<String, &'static str> {
+    let is_masked = written.split_once('?').is_some_and(|(_, query)| query == MASK)
+        || written.ends_with(MASKED_PATH);
+    if !is_masked {
+        return Ok(written.to_owned());
     }
-    for (name, _) in webhook.headers.iter().filter(|(_, value)| *value == MASK) {
-        violations.add(format!("headers[{name:?}]"), ADVICE);
+    if !current.is_empty() && shown_url(current) == written {
+        return Ok(current.to_owned());
     }
+    Err(ADVICE)
+}
+
+fn kept_headers(
+    written: &std::collections::HashMap<String, String>,
+    current: &BTreeMap<String, String>,
+    violations: &mut Violations,
+) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    for (name, value) in written {
+        let kept = match current.get(name) {
+            Some(kept) if value == MASK => kept,
+            None if value == MASK => {
+                violations.add(format!("headers[{name:?}]"), ADVICE);
+                value
+            }
+            _ => value,
+        };
+        headers.insert(name.clone(), kept.clone());
+    }
+    headers
 }
 
 fn schemes(numbers: &[i32], violations: &mut Violations) -> Vec<SignatureScheme> {
@@ -94,10 +131,11 @@ fn format(number: i32, violations: &mut Violations) -> PayloadFormat {
     }
 }
 
-/// A webhook as the contract writes it.
-pub(crate) fn webhook_to_proto(webhook: &WebhookChannel, detail: Detail) -> pb::WebhookChannel {
+/// A webhook as the contract writes it, without the URL's query and the headers' values: they are
+/// often secrets.
+pub(crate) fn webhook_to_proto(webhook: &WebhookChannel) -> pb::WebhookChannel {
     pb::WebhookChannel {
-        url: shown_url(&webhook.url, detail),
+        url: shown_url(&webhook.url),
         signatures: webhook
             .signatures
             .iter()
@@ -105,30 +143,20 @@ pub(crate) fn webhook_to_proto(webhook: &WebhookChannel, detail: Detail) -> pb::
             .collect(),
         signature_header: webhook.signature_header.clone(),
         payload_format: format_to_proto(webhook.payload_format) as i32,
-        headers: shown_headers(&webhook.headers, detail),
+        headers: webhook.headers.keys().map(|name| (name.clone(), MASK.to_owned())).collect(),
         timeout: Some(duration_to_proto(webhook.timeout)),
         max_in_flight: count_to_proto(webhook.max_in_flight),
         max_requests_per_second: webhook.max_requests_per_second.unwrap_or(0.0),
+        stripe_signature_header: webhook.stripe_signature_header.clone(),
     }
 }
 
-/// A URL, in lists with `***` for its query.
-pub(crate) fn shown_url(url: &str, detail: Detail) -> String {
-    if detail == Detail::Full || !url.contains('?') {
+/// A URL with `***` for its query.
+pub(crate) fn shown_url(url: &str) -> String {
+    if !url.contains('?') {
         return url.to_owned();
     }
     format!("{}?{MASK}", endpoint::redacted(url))
-}
-
-fn shown_headers(
-    headers: &BTreeMap<String, String>,
-    detail: Detail,
-) -> std::collections::HashMap<String, String> {
-    let shown = |value: &String| match detail {
-        Detail::Full => value.clone(),
-        Detail::Masked => MASK.to_owned(),
-    };
-    headers.iter().map(|(name, value)| (name.clone(), shown(value))).collect()
 }
 
 const fn scheme_to_proto(scheme: SignatureScheme) -> pb::SignatureScheme {
@@ -152,12 +180,34 @@ const fn format_to_proto(format: PayloadFormat) -> pb::PayloadFormat {
     }
 }
 
+/// An email channel of the contract. Violations stand below `email`.
+pub(crate) fn email(email: &pb::EmailChannel, violations: &mut Violations) -> EmailChannel {
+    let mut found = Violations::new();
+    let digest = email.digest.as_ref().map(|digest| Digest {
+        // The domain refuses 0 by the name of the field.
+        interval: duration(digest.interval.as_ref(), "digest.interval", &mut found)
+            .unwrap_or_default(),
+        max_per_hour: u32::try_from(digest.max_per_hour).unwrap_or(u32::MAX),
+    });
+    violations.nest("subscription.email", found);
+    EmailChannel {
+        recipients: email.recipients.clone(),
+        template: email.template.clone(),
+        reply_to: email.reply_to.clone(),
+        digest,
+    }
+}
+
 /// An email channel as the contract writes it.
 pub(crate) fn email_to_proto(email: &EmailChannel) -> pb::EmailChannel {
     pb::EmailChannel {
         recipients: email.recipients.clone(),
         template: email.template.clone(),
         reply_to: email.reply_to.clone(),
+        digest: email.digest.map(|digest| pb::EmailDigest {
+            interval: (!digest.interval.is_zero()).then(|| duration_to_proto(digest.interval)),
+            max_per_hour: count_to_proto(digest.max_per_hour),
+        }),
     }
 }
 
@@ -166,8 +216,15 @@ mod tests {
     use super::*;
 
     fn read(message: &pb::WebhookChannel) -> (WebhookChannel, Vec<String>) {
+        read_over(message, None)
+    }
+
+    fn read_over(
+        message: &pb::WebhookChannel,
+        current: Option<&WebhookChannel>,
+    ) -> (WebhookChannel, Vec<String>) {
         let mut violations = Violations::new();
-        let read = webhook(message, &mut violations);
+        let read = webhook(message, current, &mut violations);
         (read, violations.iter().map(|violation| violation.field.clone()).collect())
     }
 
@@ -183,23 +240,30 @@ mod tests {
     fn webhooks_read_back() {
         let ours = WebhookChannel {
             url: "https://example.com/hook?token=s3cret".into(),
-            signatures: vec![SignatureScheme::HmacSha256Hex, SignatureScheme::StandardWebhooks],
+            signatures: vec![SignatureScheme::HmacSha256Hex, SignatureScheme::Stripe],
             signature_header: "X-Sig".into(),
+            stripe_signature_header: "X-Stripe".into(),
             payload_format: PayloadFormat::Flat,
             headers: BTreeMap::from([("x-key".to_owned(), "s3cret".to_owned())]),
             timeout: std::time::Duration::from_millis(1_500),
             max_in_flight: 3,
             max_requests_per_second: Some(0.5),
         };
-        assert_eq!(read(&webhook_to_proto(&ours, Detail::Full)), (ours.clone(), Vec::new()));
-        let masked = webhook_to_proto(&ours, Detail::Masked);
+        let masked = webhook_to_proto(&ours);
         assert_eq!(masked.url, "https://example.com/hook?***");
         assert!(!format!("{masked:?}").contains("s3cret"));
-        let refused = read(&masked).1;
-        assert_eq!(
-            refused,
-            ["subscription.webhook.url", "subscription.webhook.headers[\"x-key\"]"]
-        );
+        // Written back it changes nothing; without anything to keep it is refused.
+        assert_eq!(read_over(&masked, Some(&ours)), (ours.clone(), Vec::new()));
+        let refused = ["subscription.webhook.url", "subscription.webhook.headers[\"x-key\"]"];
+        assert_eq!(read(&masked).1, refused);
+        let elsewhere = WebhookChannel {
+            url: "https://other.com/hook?token=s3cret".into(),
+            headers: BTreeMap::from([("x-other".to_owned(), "s3cret".to_owned())]),
+            ..ours.clone()
+        };
+        assert_eq!(read_over(&masked, Some(&elsewhere)).1, refused);
+        let hidden = pb::WebhookChannel { url: "https://example.com/***".into(), ..masked };
+        assert_eq!(read_over(&hidden, Some(&ours)).1, refused[..1]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Deliveries and attempts.
 
 use crate::api::proto as pb;
-use crate::domain::attempt::{Attempt, ErrorKind, Failure, HeaderList, Trigger};
+use crate::domain::attempt::{Attempt, ErrorKind, Failure, HeaderList, Timings, Trigger};
 use crate::domain::delivery::{Delivery, LastAttempt, State};
 use crate::domain::id::{EventId, SubscriptionId};
 use crate::domain::{Timestamp, Violations};
@@ -35,6 +35,7 @@ pub(crate) fn delivery_to_proto(delivery: Delivery) -> pb::Delivery {
         channel: channel_to_proto(delivery.channel) as i32,
         expire_time: delivery.expire_time.map(timestamp_to_proto),
         recover_time: delivery.recover_time.map(timestamp_to_proto),
+        interrupted_count: count_to_proto(delivery.interrupted_count),
     }
 }
 
@@ -68,12 +69,23 @@ pub(crate) fn attempt_to_proto(attempt: Attempt) -> pb::Attempt {
         http_status: report.http_status.map_or(0, i32::from),
         response_headers: headers_to_proto(report.response_headers),
         response_body: report.response_body.into(),
-        smtp_reply: String::new(),
+        smtp_reply: report.smtp_reply,
         error_kind,
         error_message,
         trace_id: attempt.trace.trace_id_hex(),
         span_id: attempt.trace.span_id_hex(),
         request_headers: headers_to_proto(report.request_headers),
+        timings: report.timings.map(timings_to_proto),
+    }
+}
+
+fn timings_to_proto(timings: Timings) -> pb::AttemptTimings {
+    pb::AttemptTimings {
+        dns: timings.dns.map(duration_to_proto),
+        connect: timings.connect.map(duration_to_proto),
+        tls: timings.tls.map(duration_to_proto),
+        first_byte: timings.first_byte.map(duration_to_proto),
+        connection_reused: timings.connection_reused,
     }
 }
 
@@ -95,7 +107,7 @@ const fn trigger_to_proto(trigger: Trigger) -> pb::AttemptTrigger {
     }
 }
 
-const fn error_kind_to_proto(kind: ErrorKind) -> pb::ErrorKind {
+pub(super) const fn error_kind_to_proto(kind: ErrorKind) -> pb::ErrorKind {
     match kind {
         ErrorKind::Dns => pb::ErrorKind::Dns,
         ErrorKind::AddressRefused => pb::ErrorKind::AddressRefused,
@@ -117,6 +129,13 @@ pub(crate) fn state(number: i32) -> Option<State> {
     i16::try_from(number).ok().and_then(State::from_code)
 }
 
+/// A reason in a filter.
+fn failure_reason(number: i32) -> Option<i16> {
+    let known = pb::FailureReason::try_from(number).ok();
+    known.filter(|reason| *reason != pb::FailureReason::Unspecified)?;
+    i16::try_from(number).ok()
+}
+
 /// Which deliveries to list.
 pub(crate) fn delivery_filter(
     request: &pb::ListDeliveriesRequest,
@@ -128,6 +147,12 @@ pub(crate) fn delivery_filter(
         event_id: event_filter(&request.event_id),
         event_types: patterns(&request.event_types, "event_types", violations),
         states: enum_list(&request.states, "states", violations, state),
+        failure_reasons: enum_list(
+            &request.failure_reasons,
+            "failure_reasons",
+            violations,
+            failure_reason,
+        ),
         create_time_from: timestamp(from, "create_time_from", violations),
         create_time_until: timestamp(until, "create_time_until", violations),
     }
@@ -176,6 +201,9 @@ mod tests {
             (FailureReason::Exhausted, pb::FailureReason::Exhausted),
             (FailureReason::Permanent, pb::FailureReason::Permanent),
             (FailureReason::SubscriptionDeleted, pb::FailureReason::SubscriptionDeleted),
+            (FailureReason::Unsubscribed, pb::FailureReason::Unsubscribed),
+            (FailureReason::Bounced, pb::FailureReason::Bounced),
+            (FailureReason::Quarantined, pb::FailureReason::Quarantined),
         ];
         assert_eq!(reasons.len(), FailureReason::ALL.len());
         for (ours, wire) in reasons {

@@ -28,18 +28,19 @@ pub(crate) fn new_event(
     trace: TraceContext,
     violations: &mut Violations,
 ) -> NewEvent {
-    let data = match request.payload {
-        None => NO_DATA,
-        Some(pb::emit_request::Payload::DataJson(json)) => Bytes::from(json),
+    let (data_field, data) = match request.payload {
+        None => ("data", NO_DATA),
+        Some(pb::emit_request::Payload::DataJson(json)) => ("data_json", Bytes::from(json)),
         Some(pb::emit_request::Payload::Data(data)) => {
             let mut json = String::new();
             write_object(data.fields, &mut json, violations);
-            Bytes::from(json)
+            ("data", Bytes::from(json))
         }
     };
     NewEvent {
         tenant_id,
         data,
+        data_field,
         occur_time: timestamp(request.occur_time.as_ref(), "occur_time", violations),
         deliver_time: timestamp(request.deliver_time.as_ref(), "deliver_time", violations),
         expire_time: timestamp(request.expire_time.as_ref(), "expire_time", violations),
@@ -94,6 +95,8 @@ fn write_number(number: f64, json: &mut String, violations: &mut Violations) {
     use std::fmt::Write;
     if !number.is_finite() {
         violations.add("data", "must not contain NaN or infinite numbers: JSON has none");
+        // What is written stays JSON, so that nobody complains again of what is told already.
+        json.push_str("null");
         return;
     }
     if number.fract() == 0.0 && number.abs() < EXACT_INTEGERS {

@@ -10,6 +10,7 @@ pub(crate) mod delivery;
 pub(crate) mod event;
 pub(crate) mod retry;
 pub(crate) mod subscription;
+pub(crate) mod suppression;
 pub(crate) mod tenant;
 
 use std::time::Duration;
@@ -148,11 +149,17 @@ pub(crate) fn enum_list<T>(
     values
 }
 
-/// Takes over what the domain found, except about fields of which something is known already.
+/// Takes over what the domain found, except about fields of which something is known already, and
+/// about those below them: what follows from a wrong or missing message is no fault of its own.
 pub(crate) fn merge(violations: &mut Violations, found: &Violations) {
     let known = violations.clone();
     for violation in found.iter() {
-        if known.iter().all(|known| known.field != violation.field) {
+        let is_known = |known: &str| {
+            violation.field.strip_prefix(known).is_some_and(|below| {
+                below.is_empty() || below.starts_with('.') || below.starts_with('[')
+            })
+        };
+        if !known.iter().any(|known| is_known(&known.field)) {
             violations.add(&*violation.field, &*violation.description);
         }
     }
@@ -224,6 +231,18 @@ mod tests {
         assert!(violations.is_empty());
         page_size(-1, &mut violations);
         assert!(!violations.is_empty());
+    }
+
+    #[test]
+    fn what_follows_from_a_wrong_field_is_not_told_again() {
+        let mut violations = Violations::of("a.b", "must be set");
+        let mut found = Violations::new();
+        for field in ["a.b", "a.b.c", "a.b[1]", "a.bc", "a", "x"] {
+            found.add(field, "is wrong");
+        }
+        merge(&mut violations, &found);
+        let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(fields, ["a.b", "a.bc", "a", "x"]);
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::api::proto as pb;
 use crate::domain::Violations;
-use crate::domain::retry::{Backoff, DEFAULT_JITTER, RetryPolicy};
+use crate::domain::retry::{Backoff, DEFAULT_JITTER, MAX_INTERVAL, MAX_RETRIES, RetryPolicy};
 
 use super::{count_to_proto, duration, duration_to_proto};
 
 /// What each exponential wait is multiplied by unless the policy says otherwise.
 const DEFAULT_MULTIPLIER: f64 = 2.0;
-/// The longest exponential wait unless the policy says otherwise.
+/// The longest exponential wait unless the policy says otherwise, or begins with a longer one.
 const DEFAULT_MAX_INTERVAL: Duration = Duration::from_hours(24);
 
 /// A policy of the contract with its gaps filled. Violations stand below `field`.
@@ -27,7 +27,8 @@ pub(crate) fn policy(
         Some(pb::retry_policy::Backoff::Exponential(waits)) => exponential(waits, &mut found),
         Some(pb::retry_policy::Backoff::Schedule(schedule)) => {
             let waits = intervals(schedule, &mut found);
-            max_retries = u32::try_from(waits.len()).unwrap_or(u32::MAX);
+            // A schedule that is too long is told as such.
+            max_retries = u32::try_from(waits.len()).unwrap_or(MAX_RETRIES).min(MAX_RETRIES);
             Backoff::Schedule(waits)
         }
     };
@@ -52,10 +53,13 @@ fn exponential(waits: &pb::retry_policy::Exponential, violations: &mut Violation
     }
     let initial = waits.initial_interval.as_ref();
     let max = waits.max_interval.as_ref();
+    let initial = duration(initial, "exponential.initial_interval", violations).unwrap_or_default();
+    // Nobody is told that a wait is wrong which they did not choose.
+    let default_max = DEFAULT_MAX_INTERVAL.max(initial.min(MAX_INTERVAL));
     Backoff::Exponential {
-        initial: duration(initial, "exponential.initial_interval", violations).unwrap_or_default(),
+        initial,
         multiplier: if waits.multiplier == 0.0 { DEFAULT_MULTIPLIER } else { waits.multiplier },
-        max: duration(max, "exponential.max_interval", violations).unwrap_or(DEFAULT_MAX_INTERVAL),
+        max: duration(max, "exponential.max_interval", violations).unwrap_or(default_max),
     }
 }
 
@@ -102,6 +106,32 @@ mod tests {
         let mut violations = Violations::new();
         let read = policy(message, "retry_policy", &mut violations);
         (read, violations)
+    }
+
+    #[test]
+    fn only_what_was_sent_is_blamed() {
+        let hours = |hours: i64| prost_types::Duration { seconds: hours * 3_600, nanos: 0 };
+        let fields = |backoff| {
+            let message = pb::RetryPolicy { backoff: Some(backoff), ..Default::default() };
+            let mut violations = Violations::new();
+            let read = policy(&message, "retry_policy", &mut violations).expect("whole");
+            read.check("retry_policy", &mut violations);
+            violations.iter().map(|violation| violation.field.clone()).collect::<Vec<_>>()
+        };
+        let exponential = |hours_initial| {
+            pb::retry_policy::Backoff::Exponential(pb::retry_policy::Exponential {
+                initial_interval: Some(hours(hours_initial)),
+                ..Default::default()
+            })
+        };
+        assert_eq!(fields(exponential(48)), [""; 0]);
+        assert!(
+            fields(exponential(200))
+                .contains(&"retry_policy.exponential.initial_interval".to_owned())
+        );
+        let long = pb::retry_policy::Schedule { intervals: vec![hours(1); 101] };
+        let long = fields(pb::retry_policy::Backoff::Schedule(long));
+        assert_eq!(long, ["retry_policy.schedule.intervals"]);
     }
 
     #[test]

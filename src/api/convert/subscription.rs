@@ -4,16 +4,15 @@ use std::time::Duration;
 
 use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
-use crate::api::status::Failure;
-use crate::domain::channel::{Channel, WebhookChannel};
-use crate::domain::envelope::SUPPORTED_FORMATS;
+use crate::domain::channel::{Channel, EmailChannel, WebhookChannel};
+use crate::domain::health::{self, Gate, Health};
 use crate::domain::pattern::Pattern;
-use crate::domain::signature::SUPPORTED_SCHEMES;
 use crate::domain::subscription::{DisableReason, State, Subscription, SubscriptionSpec};
 use crate::domain::{Timestamp, Violations};
 use crate::store::SubscriptionStats;
 
-use super::channel::{Detail, email_to_proto, webhook, webhook_to_proto};
+use super::channel::{email, email_to_proto, webhook, webhook_to_proto};
+use super::delivery::error_kind_to_proto;
 use super::{duration_to_proto, retry, timestamp_to_proto};
 
 /// The fields of a subscription, for update masks.
@@ -29,13 +28,25 @@ pub(crate) const FIELDS: Fields = Fields {
         "webhook.timeout",
         "webhook.max_in_flight",
         "webhook.max_requests_per_second",
+        "webhook.stripe_signature_header",
         "email.recipients",
         "email.template",
         "email.reply_to",
+        "email.digest",
         "retry_policy",
         "labels",
     ],
-    fixed: &["id", "tenant_id", "state", "create_time", "update_time", "etag", "disable_reason"],
+    fixed: &[
+        "id",
+        "tenant_id",
+        "state",
+        "create_time",
+        "update_time",
+        "etag",
+        "disable_reason",
+        "signing_public_keys",
+        "health",
+    ],
 };
 
 /// Whether a field of `message` is set: what an update without a mask changes.
@@ -44,6 +55,11 @@ pub(crate) fn is_populated(message: &pb::Subscription, path: &str) -> bool {
         Some(pb::subscription::Channel::Webhook(webhook)) => Some(webhook),
         _ => None,
     };
+    let email = match &message.channel {
+        Some(pb::subscription::Channel::Email(email)) => Some(email),
+        _ => None,
+    };
+    let of_email = |test: &dyn Fn(&pb::EmailChannel) -> bool| email.is_some_and(test);
     let of_webhook = |test: &dyn Fn(&pb::WebhookChannel) -> bool| webhook.is_some_and(test);
     match path {
         "display_name" => !message.display_name.is_empty(),
@@ -53,6 +69,9 @@ pub(crate) fn is_populated(message: &pb::Subscription, path: &str) -> bool {
         "webhook.url" => of_webhook(&|webhook| !webhook.url.is_empty()),
         "webhook.signatures" => of_webhook(&|webhook| !webhook.signatures.is_empty()),
         "webhook.signature_header" => of_webhook(&|webhook| !webhook.signature_header.is_empty()),
+        "webhook.stripe_signature_header" => {
+            of_webhook(&|webhook| !webhook.stripe_signature_header.is_empty())
+        }
         "webhook.payload_format" => of_webhook(&|webhook| webhook.payload_format != 0),
         "webhook.headers" => of_webhook(&|webhook| !webhook.headers.is_empty()),
         "webhook.timeout" => of_webhook(&|webhook| webhook.timeout.is_some()),
@@ -60,46 +79,51 @@ pub(crate) fn is_populated(message: &pb::Subscription, path: &str) -> bool {
         "webhook.max_requests_per_second" => {
             of_webhook(&|webhook| webhook.max_requests_per_second != 0.0)
         }
+        "email.recipients" => of_email(&|email| !email.recipients.is_empty()),
+        "email.template" => of_email(&|email| !email.template.is_empty()),
+        "email.reply_to" => of_email(&|email| !email.reply_to.is_empty()),
+        "email.digest" => of_email(&|email| email.digest.is_some()),
         _ => false,
     }
 }
 
 /// A subscription to create. The domain's own rules are checked later.
-///
-/// # Errors
-/// When the channel is one that this version does not support.
 pub(crate) fn new_subscription(
     message: &pb::Subscription,
     violations: &mut Violations,
-) -> Result<SubscriptionSpec, Failure> {
+) -> SubscriptionSpec {
     let channel = match &message.channel {
-        Some(pb::subscription::Channel::Webhook(settings)) => webhook(settings, violations),
-        Some(pb::subscription::Channel::Email(_)) => return Err(Failure::not_implemented("email")),
+        Some(pb::subscription::Channel::Webhook(settings)) => {
+            Channel::Webhook(webhook(settings, None, violations))
+        }
+        Some(pb::subscription::Channel::Email(settings)) => {
+            Channel::Email(email(settings, violations))
+        }
         None => {
-            violations.add("subscription.webhook", "must be set: how to tell");
-            WebhookChannel::default()
+            violations.add(
+                "subscription.webhook",
+                "must be set, or subscription.email: where to deliver, and how",
+            );
+            Channel::Webhook(WebhookChannel::default())
         }
     };
-    refuse_unsupported(&channel)?;
-    Ok(SubscriptionSpec {
+    SubscriptionSpec {
         display_name: message.display_name.clone(),
         event_types: event_types(&message.event_types, violations),
-        channel: Channel::Webhook(channel),
+        channel,
         retry_policy: retry_policy(message, violations),
         labels: message.labels.clone().into_iter().collect(),
-    })
+    }
 }
 
-/// `spec` with the selected fields of `message`. The domain's own rules are checked later.
-///
-/// # Errors
-/// When the channel would become one that this version does not support.
+/// `spec` with the selected fields of `message`. The domain's own rules are checked later. A webhook
+/// does not become a mail, nor the other way round.
 pub(crate) fn update_subscription(
     spec: &mut SubscriptionSpec,
     message: &pb::Subscription,
     selection: &Selection,
     violations: &mut Violations,
-) -> Result<(), Failure> {
+) {
     if selection.has("display_name") {
         spec.display_name.clone_from(&message.display_name);
     }
@@ -112,20 +136,73 @@ pub(crate) fn update_subscription(
     if selection.has("labels") {
         spec.labels = message.labels.clone().into_iter().collect();
     }
-    if matches!(message.channel, Some(pb::subscription::Channel::Email(_))) {
-        return Err(Failure::not_implemented("email"));
+    match &mut spec.channel {
+        Channel::Webhook(_) if selection.has_below("email") => {
+            violations
+                .add("subscription.email", "the subscription is a webhook; create another one");
+        }
+        Channel::Email(_) if selection.has_below("webhook") => {
+            violations
+                .add("subscription.webhook", "the subscription is by mail; create another one");
+        }
+        Channel::Webhook(ours) if selection.has_below("webhook") => {
+            let settings = match &message.channel {
+                Some(pb::subscription::Channel::Webhook(settings)) => chosen(settings, selection),
+                _ => pb::WebhookChannel::default(),
+            };
+            let theirs = webhook(&settings, Some(ours), violations);
+            update_webhook(ours, theirs, selection);
+        }
+        Channel::Email(ours) if selection.has_below("email") => {
+            let mut settings = match &message.channel {
+                Some(pb::subscription::Channel::Email(settings)) => settings.clone(),
+                _ => pb::EmailChannel::default(),
+            };
+            if !selection.has("email.digest") {
+                settings.digest = None;
+            }
+            update_email(ours, email(&settings, violations), selection);
+        }
+        Channel::Webhook(_) | Channel::Email(_) => {}
     }
-    if let Channel::Webhook(ours) = &mut spec.channel
-        && selection.has_below("webhook")
-    {
-        let settings = match &message.channel {
-            Some(pb::subscription::Channel::Webhook(settings)) => settings.clone(),
-            _ => pb::WebhookChannel::default(),
-        };
-        update_webhook(ours, webhook(&settings, violations), selection);
-        refuse_unsupported(ours)?;
+}
+
+fn update_email(ours: &mut EmailChannel, theirs: EmailChannel, selection: &Selection) {
+    if selection.has("email.recipients") {
+        ours.recipients = theirs.recipients;
     }
-    Ok(())
+    if selection.has("email.template") {
+        ours.template = theirs.template;
+    }
+    if selection.has("email.reply_to") {
+        ours.reply_to = theirs.reply_to;
+    }
+    if selection.has("email.digest") {
+        ours.digest = theirs.digest;
+    }
+}
+
+/// `settings` with the selected fields alone: what an update does not touch may be anything, such as
+/// the `***` that a list shows.
+fn chosen(settings: &pb::WebhookChannel, selection: &Selection) -> pb::WebhookChannel {
+    let mut chosen = settings.clone();
+    let defaults = pb::WebhookChannel::default();
+    if !selection.has("webhook.url") {
+        chosen.url = defaults.url;
+    }
+    if !selection.has("webhook.signatures") {
+        chosen.signatures = defaults.signatures;
+    }
+    if !selection.has("webhook.payload_format") {
+        chosen.payload_format = defaults.payload_format;
+    }
+    if !selection.has("webhook.headers") {
+        chosen.headers = defaults.headers;
+    }
+    if !selection.has("webhook.timeout") {
+        chosen.timeout = defaults.timeout;
+    }
+    chosen
 }
 
 fn update_webhook(ours: &mut WebhookChannel, theirs: WebhookChannel, selection: &Selection) {
@@ -137,6 +214,9 @@ fn update_webhook(ours: &mut WebhookChannel, theirs: WebhookChannel, selection: 
     }
     if selection.has("webhook.signature_header") {
         ours.signature_header = theirs.signature_header;
+    }
+    if selection.has("webhook.stripe_signature_header") {
+        ours.stripe_signature_header = theirs.stripe_signature_header;
     }
     if selection.has("webhook.payload_format") {
         ours.payload_format = theirs.payload_format;
@@ -155,16 +235,6 @@ fn update_webhook(ours: &mut WebhookChannel, theirs: WebhookChannel, selection: 
     }
 }
 
-fn refuse_unsupported(webhook: &WebhookChannel) -> Result<(), Failure> {
-    if !webhook.signatures.iter().all(|scheme| SUPPORTED_SCHEMES.contains(scheme)) {
-        return Err(Failure::not_implemented("one of these signature schemes"));
-    }
-    if !SUPPORTED_FORMATS.contains(&webhook.payload_format) {
-        return Err(Failure::not_implemented("this payload format"));
-    }
-    Ok(())
-}
-
 fn event_types(texts: &[String], violations: &mut Violations) -> Vec<Pattern> {
     if texts.is_empty() {
         // The domain says so too, but sees only what could be read.
@@ -181,16 +251,14 @@ fn retry_policy(
     retry::policy(policy, "subscription.retry_policy", violations)
 }
 
-/// A subscription as the contract writes it.
+/// A subscription as the contract writes it at `now`, what is confidential masked.
 pub(crate) fn subscription_to_proto(
     subscription: &Subscription,
-    detail: Detail,
+    now: Timestamp,
 ) -> pb::Subscription {
     let spec = &subscription.spec;
     let channel = match &spec.channel {
-        Channel::Webhook(webhook) => {
-            pb::subscription::Channel::Webhook(webhook_to_proto(webhook, detail))
-        }
+        Channel::Webhook(webhook) => pb::subscription::Channel::Webhook(webhook_to_proto(webhook)),
         Channel::Email(email) => pb::subscription::Channel::Email(email_to_proto(email)),
     };
     pb::Subscription {
@@ -210,6 +278,40 @@ pub(crate) fn subscription_to_proto(
             Some(DisableReason::Gone) => pb::DisableReason::Gone,
             Some(DisableReason::Failing) => pb::DisableReason::Failing,
         } as i32,
+        signing_public_keys: subscription
+            .public_keys_at(now)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        health: None,
+    }
+}
+
+/// An endpoint's health as the contract writes it.
+pub(crate) fn health_to_proto(
+    health: &Health,
+    max_in_flight: u32,
+    now: Timestamp,
+) -> pb::EndpointHealth {
+    let state = health.state(max_in_flight, now);
+    let next_probe_time = match health.gate(max_in_flight, now) {
+        Gate::Closed { until } => Some(until),
+        // The probe is due.
+        Gate::Probe => health.breaker.map(|breaker| breaker.open_until),
+        Gate::Open { .. } => None,
+    };
+    pb::EndpointHealth {
+        state: match state {
+            health::State::Healthy => pb::EndpointState::Healthy,
+            health::State::Slowed => pb::EndpointState::Slowed,
+            health::State::Open => pb::EndpointState::Open,
+            health::State::Recovering => pb::EndpointState::Recovering,
+        } as i32,
+        consecutive_failures: super::count_to_proto(health.consecutive_failures),
+        failing_since: health.failing_since.map(timestamp_to_proto),
+        next_probe_time: next_probe_time.map(timestamp_to_proto),
+        last_error_kind: health.last_error.map_or(pb::ErrorKind::Unspecified, error_kind_to_proto)
+            as i32,
     }
 }
 
@@ -282,14 +384,14 @@ mod tests {
     }
 
     fn spec() -> SubscriptionSpec {
-        new_subscription(&message(), &mut Violations::new()).expect("supported")
+        new_subscription(&message(), &mut Violations::new())
     }
 
     fn update(mask: &[&str], message: &pb::Subscription) -> (SubscriptionSpec, Violations) {
         let (mut spec, mut violations) = (spec(), Violations::new());
         let mask: Vec<_> = mask.iter().map(|path| (*path).to_owned()).collect();
         let selection = FIELDS.select(&mask, |path| is_populated(message, path), &mut violations);
-        update_subscription(&mut spec, message, &selection, &mut violations).expect("supported");
+        update_subscription(&mut spec, message, &selection, &mut violations);
         (spec, violations)
     }
 
@@ -326,6 +428,28 @@ mod tests {
     }
 
     #[test]
+    fn what_an_update_does_not_touch_is_not_judged() {
+        let webhook = pb::WebhookChannel {
+            url: "https://example.com/?***".into(),
+            signatures: vec![99],
+            payload_format: 99,
+            headers: [("x-key".to_owned(), "***".to_owned())].into(),
+            timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            max_in_flight: 5,
+            ..Default::default()
+        };
+        let listed = pb::Subscription {
+            channel: Some(pb::subscription::Channel::Webhook(webhook)),
+            ..Default::default()
+        };
+        let (changed, violations) = update(&["webhook.max_in_flight"], &listed);
+        assert!(violations.is_empty(), "{violations}");
+        let Channel::Webhook(webhook) = &changed.channel else { panic!("a webhook") };
+        assert_eq!((webhook.max_in_flight, url(&changed)), (5, url(&spec())));
+        assert_eq!(update(&["webhook"], &listed).1.iter().count(), 5, "chosen, all are judged");
+    }
+
+    #[test]
     fn a_named_field_that_is_not_set_is_cleared() {
         let (changed, _) = update(&["display_name", "webhook"], &pb::Subscription::default());
         assert_eq!((changed.display_name.as_str(), url(&changed)), ("", ""));
@@ -334,20 +458,35 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_supported_yet_is_said() {
-        let mut email = message();
-        email.channel = Some(pb::subscription::Channel::Email(pb::EmailChannel::default()));
-        let mut schemes = message();
-        if let Some(pb::subscription::Channel::Webhook(webhook)) = &mut schemes.channel {
-            webhook.signatures = vec![pb::SignatureScheme::Github as i32];
-        }
-        let mut format = message();
-        if let Some(pb::subscription::Channel::Webhook(webhook)) = &mut format.channel {
-            webhook.payload_format = pb::PayloadFormat::CloudeventsBinary as i32;
-        }
-        for message in [email, schemes, format] {
-            let failure = new_subscription(&message, &mut Violations::new()).expect_err("refused");
-            assert_eq!(failure.reason, crate::api::Reason::NotImplemented);
-        }
+    fn a_mail_is_read_and_changed_by_its_fields() {
+        let settings = pb::EmailChannel {
+            recipients: vec!["a@company.com".into()],
+            reply_to: "b@company.com".into(),
+            digest: Some(pb::EmailDigest {
+                interval: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
+                max_per_hour: 2,
+            }),
+            ..Default::default()
+        };
+        let channel = Some(pb::subscription::Channel::Email(settings.clone()));
+        let message = pb::Subscription { channel, ..message() };
+        let mut violations = Violations::new();
+        let mut spec = new_subscription(&message, &mut violations);
+        let Channel::Email(read) = &spec.channel else { panic!("a mail") };
+        assert_eq!(email_to_proto(read), settings);
+        let change = pb::EmailChannel { template: "x".into(), ..Default::default() };
+        let channel = Some(pb::subscription::Channel::Email(change));
+        let message = pb::Subscription { channel, ..Default::default() };
+        let populated = |path: &str| is_populated(&message, path);
+        let selection = FIELDS.select(&[], populated, &mut violations);
+        update_subscription(&mut spec, &message, &selection, &mut violations);
+        assert!(violations.is_empty(), "{violations}");
+        let Channel::Email(changed) = &spec.channel else { panic!("a mail") };
+        let expected = pb::EmailChannel { template: "x".into(), ..settings };
+        assert_eq!(email_to_proto(changed), expected);
+        // One kind of channel does not become the other.
+        let selection = FIELDS.select(&["webhook.url".to_owned()], |_| false, &mut violations);
+        update_subscription(&mut spec, &message, &selection, &mut violations);
+        assert_eq!(violations.iter().next().expect("one").field, "subscription.webhook");
     }
 }

@@ -4,9 +4,10 @@ use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
 use crate::domain::Violations;
 use crate::domain::key::{ApiKey, Scope};
+use crate::domain::pattern::Pattern;
 use crate::domain::tenant::{Tenant, TenantSpec};
 
-use super::channel::{Detail, shown_url};
+use super::channel::{kept_url, shown_url};
 use super::{retry, timestamp_to_proto};
 
 /// The fields of a tenant, for update masks.
@@ -19,6 +20,9 @@ pub(crate) const FIELDS: Fields = Fields {
         "webhook_url",
         "labels",
         "retry_policy",
+        "locale",
+        "time_zone",
+        "primary_contact_exclusions",
     ],
     fixed: &["id", "create_time", "update_time", "etag"],
 };
@@ -33,6 +37,9 @@ pub(crate) fn is_populated(message: &pb::Tenant, path: &str) -> bool {
         "webhook_url" => !message.webhook_url.is_empty(),
         "labels" => !message.labels.is_empty(),
         "retry_policy" => message.retry_policy.is_some(),
+        "locale" => !message.locale.is_empty(),
+        "time_zone" => !message.time_zone.is_empty(),
+        "primary_contact_exclusions" => !message.primary_contact_exclusions.is_empty(),
         _ => false,
     }
 }
@@ -56,10 +63,17 @@ pub(crate) fn update_tenant(
         ("display_name", &mut spec.display_name, &message.display_name),
         ("environment", &mut spec.environment, &message.environment),
         ("primary_contact", &mut spec.primary_contact, &message.primary_contact),
-        ("webhook_url", &mut spec.webhook_url, &message.webhook_url),
+        ("locale", &mut spec.locale, &message.locale),
+        ("time_zone", &mut spec.time_zone, &message.time_zone),
     ] {
         if selection.has(path) {
             ours.clone_from(theirs);
+        }
+    }
+    if selection.has("webhook_url") {
+        match kept_url(&message.webhook_url, &spec.webhook_url) {
+            Ok(url) => spec.webhook_url = url,
+            Err(advice) => violations.add("tenant.webhook_url", advice),
         }
     }
     if selection.has("account_id") {
@@ -73,10 +87,28 @@ pub(crate) fn update_tenant(
         spec.retry_policy =
             policy.and_then(|policy| retry::policy(policy, "tenant.retry_policy", violations));
     }
+    if selection.has("primary_contact_exclusions") {
+        spec.primary_contact_off = exclusions(&message.primary_contact_exclusions, violations);
+    }
 }
 
-/// A tenant as the contract writes it.
-pub(crate) fn tenant_to_proto(tenant: Tenant, detail: Detail) -> pb::Tenant {
+/// The event types that the primary contact does not get.
+fn exclusions(texts: &[String], violations: &mut Violations) -> Vec<Pattern> {
+    let mut patterns = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        match Pattern::parse(text) {
+            Ok(pattern) if patterns.contains(&pattern) => {}
+            Ok(pattern) => patterns.push(pattern),
+            Err(error) => {
+                violations.add(format!("tenant.primary_contact_exclusions[{index}]"), error);
+            }
+        }
+    }
+    patterns
+}
+
+/// A tenant as the contract writes it, the query of its URL masked.
+pub(crate) fn tenant_to_proto(tenant: Tenant) -> pb::Tenant {
     let spec = tenant.spec;
     pb::Tenant {
         id: tenant.id.to_string(),
@@ -84,12 +116,19 @@ pub(crate) fn tenant_to_proto(tenant: Tenant, detail: Detail) -> pb::Tenant {
         environment: spec.environment,
         account_id: spec.account_id,
         primary_contact: spec.primary_contact,
-        webhook_url: shown_url(&spec.webhook_url, detail),
+        webhook_url: shown_url(&spec.webhook_url),
         labels: spec.labels.into_iter().collect(),
         retry_policy: spec.retry_policy.as_ref().map(retry::policy_to_proto),
         create_time: Some(timestamp_to_proto(tenant.create_time)),
         update_time: Some(timestamp_to_proto(tenant.update_time)),
         etag: super::etag(tenant.revision, tenant.create_time),
+        locale: spec.locale,
+        time_zone: spec.time_zone,
+        primary_contact_exclusions: spec
+            .primary_contact_off
+            .iter()
+            .map(|pattern| pattern.as_str().to_owned())
+            .collect(),
     }
 }
 
@@ -149,6 +188,9 @@ mod tests {
             assert!(!is_populated(&pb::Tenant::default(), path), "{path}");
         }
         assert!(is_populated(&message, "account_id"));
+        let listed = pb::Tenant { webhook_url: shown_url(&spec.webhook_url), ..message };
+        new_tenant(&listed, &mut violations);
+        assert_eq!(violations.iter().next().expect("one").field, "tenant.webhook_url");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `SubscriptionService`: keeps who wants to be told of what, and how.
 
+mod health;
+mod preview;
 mod secrets;
 mod settings;
 
@@ -15,7 +17,6 @@ use crate::store::Update;
 
 use crate::api::auth::Caller;
 use crate::api::context::{Context, caller, check_etag};
-use crate::api::convert::channel::Detail;
 use crate::api::convert::{self, subscription as convert_subscription};
 use crate::api::proto as pb;
 use crate::api::proto::subscription_service_server::SubscriptionService;
@@ -54,6 +55,10 @@ impl Subscriptions {
         let tenant_id = self.0.tenant(caller, tenant_id, tenant_field).await?;
         let id = SubscriptionId::parse(id);
         self.load(tenant_id, id.map_err(|_| Failure::of(Reason::SubscriptionNotFound))?).await
+    }
+
+    fn shown(&self, subscription: &Subscription) -> pb::Subscription {
+        convert_subscription::subscription_to_proto(subscription, self.0.now())
     }
 
     async fn plainly_named(
@@ -110,18 +115,17 @@ impl Subscriptions {
         let binding = Binding::new("ListSubscriptions", tenant_id.as_str())
             .with_list(request.states.iter().map(ToString::to_string));
         let start: Option<SubscriptionId> = paging::place(&request.page_token, &binding)?;
-        let store = &self.0.store;
-        let (subscriptions, next) = paging::gather(
+        let (store, now) = (&self.0.store, self.0.now());
+        let (mut subscriptions, next) = paging::gather(
             (size, CHUNK),
             start,
             |after, limit| store.list_subscriptions(tenant_id, states, after, limit),
             |subscription| subscription.id,
-            |subscription| {
-                convert_subscription::subscription_to_proto(&subscription, Detail::Masked)
-            },
+            |subscription| convert_subscription::subscription_to_proto(&subscription, now),
         )
         .await?;
         let next_page_token = paging::next_token(next, &binding)?;
+        self.add_health(tenant_id, &mut subscriptions).await?;
         Ok(pb::ListSubscriptionsResponse { subscriptions, next_page_token })
     }
 
@@ -149,6 +153,10 @@ impl Subscriptions {
         state: State,
     ) -> Result<Subscription, Failure> {
         let current = self.plainly_named(caller, tenant_id, id).await?;
+        if state == State::Active {
+            // First: a result that comes in between must not disable it again for old failures.
+            self.0.store.reset_health(current.tenant_id, current.id, self.0.now()).await?;
+        }
         let subscription = self
             .change(current, "", |subscription| {
                 let changed = subscription.state != state;
@@ -220,19 +228,13 @@ impl Subscriptions {
     }
 }
 
-fn shown(subscription: &Subscription) -> pb::Subscription {
-    convert_subscription::subscription_to_proto(subscription, Detail::Full)
-}
-
 #[tonic::async_trait]
 impl SubscriptionService for Subscriptions {
     async fn create_subscription(
         &self,
         request: Request<pb::CreateSubscriptionRequest>,
     ) -> Result<Response<pb::CreateSubscriptionResponse>, Status> {
-        let (subscription, signing_secret) = self.create(request).await?;
-        let subscription = Some(shown(&subscription));
-        Ok(Response::new(pb::CreateSubscriptionResponse { subscription, signing_secret }))
+        Ok(Response::new(self.create(request).await?))
     }
 
     async fn get_subscription(
@@ -243,7 +245,8 @@ impl SubscriptionService for Subscriptions {
         let message = request.get_ref();
         let found =
             self.plainly_named(&caller, &message.tenant_id, &message.subscription_id).await?;
-        Ok(Response::new(pb::GetSubscriptionResponse { subscription: Some(shown(&found)) }))
+        let subscription = Some(self.with_health(&found).await?);
+        Ok(Response::new(pb::GetSubscriptionResponse { subscription }))
     }
 
     async fn list_subscriptions(
@@ -257,7 +260,8 @@ impl SubscriptionService for Subscriptions {
         &self,
         request: Request<pb::UpdateSubscriptionRequest>,
     ) -> Result<Response<pb::UpdateSubscriptionResponse>, Status> {
-        let subscription = Some(shown(&self.update(request).await?));
+        let updated = self.update(request).await?;
+        let subscription = Some(self.with_health(&updated).await?);
         Ok(Response::new(pb::UpdateSubscriptionResponse { subscription }))
     }
 
@@ -277,7 +281,8 @@ impl SubscriptionService for Subscriptions {
         let message = request.get_ref();
         let (tenant_id, id) = (&message.tenant_id, &message.subscription_id);
         let paused = self.switch(&caller, tenant_id, id, State::Paused).await?;
-        Ok(Response::new(pb::PauseSubscriptionResponse { subscription: Some(shown(&paused)) }))
+        let subscription = Some(self.with_health(&paused).await?);
+        Ok(Response::new(pb::PauseSubscriptionResponse { subscription }))
     }
 
     async fn resume_subscription(
@@ -288,7 +293,8 @@ impl SubscriptionService for Subscriptions {
         let message = request.get_ref();
         let (tenant_id, id) = (&message.tenant_id, &message.subscription_id);
         let resumed = self.switch(&caller, tenant_id, id, State::Active).await?;
-        Ok(Response::new(pb::ResumeSubscriptionResponse { subscription: Some(shown(&resumed)) }))
+        let subscription = Some(self.with_health(&resumed).await?);
+        Ok(Response::new(pb::ResumeSubscriptionResponse { subscription }))
     }
 
     async fn rotate_secret(
@@ -310,6 +316,13 @@ impl SubscriptionService for Subscriptions {
         _request: Request<pb::CheckSubscriptionRequest>,
     ) -> Result<Response<pb::CheckSubscriptionResponse>, Status> {
         Err(Failure::not_implemented("CheckSubscription").into())
+    }
+
+    async fn preview_email(
+        &self,
+        request: Request<pb::PreviewEmailRequest>,
+    ) -> Result<Response<pb::PreviewEmailResponse>, Status> {
+        Ok(Response::new(self.preview(request).await?))
     }
 
     async fn get_subscription_stats(

@@ -4,16 +4,17 @@ use std::time::Duration;
 
 use tonic::Request;
 
+use crate::api::Reason;
 use crate::api::context::caller;
 use crate::api::convert;
 use crate::api::proto as pb;
 use crate::api::status::Failure;
-use crate::domain::Violations;
 use crate::domain::channel::Channel;
-use crate::domain::signature::{check_secret, generate_secret};
-use crate::domain::subscription::{Secret, SubscriptionSpec};
+use crate::domain::signature::check_secret;
+use crate::domain::subscription::{Secret, Subscription, SubscriptionSpec};
+use crate::domain::{Timestamp, Violations};
 
-use super::{Subscriptions, shown};
+use super::Subscriptions;
 
 /// How long a replaced secret stays valid, unless the client says otherwise.
 const DEFAULT_OVERLAP: Duration = Duration::from_hours(24);
@@ -28,40 +29,53 @@ impl Subscriptions {
         let request = request.into_inner();
         let current =
             self.plainly_named(&caller, &request.tenant_id, &request.subscription_id).await?;
+        if current.unreadable {
+            // A new secret would stand in the place of what may yet be restored.
+            return Err(Failure::of(Reason::SubscriptionUnreadable));
+        }
         let mut violations = Violations::new();
         let overlap = convert::duration(request.overlap.as_ref(), "overlap", &mut violations);
         let overlap = overlap.unwrap_or(DEFAULT_OVERLAP);
         if overlap > MAX_OVERLAP {
             violations.add("overlap", "must be at most 7 days (604800s)");
         }
+        if let Channel::Email(_) = current.spec.channel {
+            violations
+                .add("subscription_id", "must be a webhook: mail is signed by the operator's keys");
+        }
         check_own_secret(&request.signing_secret, &current.spec, &mut violations);
         violations.or_ok(())?;
-        let secret = if request.signing_secret.is_empty() {
-            self.0.random(generate_secret)
-        } else {
-            request.signing_secret
-        };
+        let secret = self.0.random(|random| Secret::new(request.signing_secret, random));
         let rotated = self
             .change(current, "", |subscription| {
-                let now = self.0.now();
-                let repeated = subscription.secrets.first().is_some_and(|s| s.text == secret);
-                let valid = |s: &Secret| s.expire_time.is_none_or(|expiry| now < expiry);
-                let replaced = subscription.secrets.drain(..).skip(usize::from(repeated));
-                let replaced = replaced.take(1).find(|s| valid(s) && !overlap.is_zero());
-                let replaced =
-                    replaced.map(|s| Secret { expire_time: Some(now.plus(overlap)), ..s });
-                subscription.secrets.push(Secret { text: secret.clone(), expire_time: None });
-                subscription.secrets.extend(replaced);
+                replace(subscription, secret.clone(), overlap, self.0.now());
                 Ok(true)
             })
             .await?;
         let previous = rotated.secrets.get(1).and_then(|secret| secret.expire_time);
+        let shown = self.with_health(&rotated).await?;
         Ok(pb::RotateSecretResponse {
-            subscription: Some(shown(&rotated)),
-            signing_secret: secret,
+            signing_public_key: newest_public_key(&shown),
+            subscription: Some(shown),
+            signing_secret: secret.text,
             previous_expire_time: previous.map(convert::timestamp_to_proto),
         })
     }
+}
+
+/// Makes `secret` the current one. That which was stays valid for `overlap`; any older one ends.
+/// When `secret` is the current one already it keeps its key, and only the overlap changes.
+fn replace(subscription: &mut Subscription, secret: Secret, overlap: Duration, now: Timestamp) {
+    let mut known = std::mem::take(&mut subscription.secrets).into_iter().peekable();
+    let current = known.next_if(|current| current.text == secret.text).unwrap_or(secret);
+    let replaced = known.next().filter(|old| old.is_valid_at(now) && !overlap.is_zero());
+    let replaced = replaced.map(|old| Secret { expire_time: Some(now.plus(overlap)), ..old });
+    subscription.secrets = [current].into_iter().chain(replaced).collect();
+}
+
+/// The public key of the current secret; empty when the subscription does not list the scheme.
+pub(super) fn newest_public_key(shown: &pb::Subscription) -> String {
+    shown.signing_public_keys.first().cloned().unwrap_or_default()
 }
 
 /// Whether a secret of the client's own suits the schemes.

@@ -9,36 +9,31 @@ use crate::api::proto as pb;
 use crate::api::status::Failure;
 use crate::domain::channel::Channel;
 use crate::domain::id::{SubscriptionId, TenantId};
-use crate::domain::signature::generate_secret;
 use crate::domain::subscription::{Secret, State, Subscription, SubscriptionSpec};
 use crate::domain::tenant::{self as domain_tenant, Tenant};
-use crate::domain::{Violations, labels};
+use crate::domain::{Violations, endpoint, labels};
 
 use super::Subscriptions;
-use super::secrets::{check_kept_secret, check_own_secret};
+use super::secrets::{check_kept_secret, check_own_secret, newest_public_key};
 
 impl Subscriptions {
     pub(super) async fn create(
         &self,
         request: Request<pb::CreateSubscriptionRequest>,
-    ) -> Result<(Subscription, String), Failure> {
+    ) -> Result<pb::CreateSubscriptionResponse, Failure> {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let message = request.subscription.unwrap_or_default();
         let tenant_id =
             self.0.tenant(&caller, &message.tenant_id, "subscription.tenant_id").await?;
         let mut violations = Violations::new();
-        let spec = convert_subscription::new_subscription(&message, &mut violations)?;
+        let spec = convert_subscription::new_subscription(&message, &mut violations);
         let tenant = self.0.existing_tenant(tenant_id).await?;
-        let spec = self.validated(spec, &tenant, &mut violations);
+        let spec = validated(spec, &self.0.urls, &tenant, &mut violations);
         check_own_secret(&request.signing_secret, &spec, &mut violations);
         violations.or_ok(())?;
         self.check_room(tenant_id).await?;
-        let secret = if request.signing_secret.is_empty() {
-            self.0.random(generate_secret)
-        } else {
-            request.signing_secret
-        };
+        let secret = self.0.random(|random| Secret::new(request.signing_secret, random));
         let now = self.0.now();
         let subscription = Subscription {
             id: self.0.random(|random| SubscriptionId::new(now, random)),
@@ -46,34 +41,23 @@ impl Subscriptions {
             spec,
             state: State::Active,
             disable_reason: None,
-            secrets: vec![Secret { text: secret.clone(), expire_time: None }],
+            secrets: vec![secret.clone()],
+            unreadable: false,
             revision: 1,
             create_time: now,
             update_time: now,
         };
         self.0.store.create_subscription(&subscription).await?;
-        Ok((subscription, secret))
-    }
-
-    /// `spec` with a canonical URL. The domain's violations are added to those there are.
-    fn validated(
-        &self,
-        mut spec: SubscriptionSpec,
-        tenant: &Tenant,
-        violations: &mut Violations,
-    ) -> SubscriptionSpec {
-        domain_tenant::check_name(&spec.display_name, "subscription.display_name", violations);
-        labels::check(&spec.labels, "subscription.labels", violations);
-        if let Some(policy) = &spec.retry_policy {
-            policy.check("subscription.retry_policy", violations);
-        }
-        if let Channel::Webhook(webhook) = &spec.channel {
-            match webhook.clone().validated(&self.0.urls, &tenant.spec.webhook_url) {
-                Ok(webhook) => spec.channel = Channel::Webhook(webhook),
-                Err(found) => convert::merge(violations, &found),
-            }
-        }
-        spec
+        let shown = self.with_health(&subscription).await?;
+        Ok(pb::CreateSubscriptionResponse {
+            signing_public_key: newest_public_key(&shown),
+            subscription: Some(shown),
+            signing_secret: match subscription.spec.channel {
+                Channel::Webhook(_) => secret.text,
+                // Nothing is signed by it.
+                Channel::Email(_) => String::new(),
+            },
+        })
     }
 
     /// Refuses one subscription more than a tenant may have. Two calls at the same time may both
@@ -99,29 +83,89 @@ impl Subscriptions {
         let current = self.named(&caller, owner, (&message.id, "subscription.id")).await?;
         let tenant = self.0.existing_tenant(current.tenant_id).await?;
         let mask = request.update_mask.unwrap_or_default().paths;
-        self.change(current, &message.etag, |subscription| {
-            let mut violations = Violations::new();
-            let populated = |path: &str| convert_subscription::is_populated(&message, path);
-            let selection = convert_subscription::FIELDS.select(&mask, populated, &mut violations);
-            if mask.iter().any(|path| path == "email" || path.starts_with("email.")) {
-                return Err(Failure::not_implemented("email"));
-            }
-            let mut spec = subscription.spec.clone();
-            convert_subscription::update_subscription(
-                &mut spec,
-                &message,
-                &selection,
-                &mut violations,
-            )?;
-            spec = self.validated(spec, &tenant, &mut violations);
-            for secret in subscription.secrets.iter().take(1) {
-                check_kept_secret(secret, &spec, &mut violations);
-            }
-            violations.or_ok(())?;
-            let changed = spec != subscription.spec;
-            subscription.spec = spec;
-            Ok(changed)
-        })
-        .await
+        let old_url = url(&current).to_owned();
+        let updated = self
+            .change(current, &message.etag, |subscription| {
+                let mut violations = Violations::new();
+                let populated = |path: &str| convert_subscription::is_populated(&message, path);
+                let selection =
+                    convert_subscription::FIELDS.select(&mask, populated, &mut violations);
+                let mut spec = subscription.spec.clone();
+                convert_subscription::update_subscription(
+                    &mut spec,
+                    &message,
+                    &selection,
+                    &mut violations,
+                );
+                let urls = match &subscription.spec.channel {
+                    Channel::Webhook(stored) => self.0.urls.keeping(&stored.url),
+                    Channel::Email(_) => self.0.urls.clone(),
+                };
+                spec = validated(spec, &urls, &tenant, &mut violations);
+                for secret in subscription.secrets.iter().take(1) {
+                    check_kept_secret(secret, &spec, &mut violations);
+                }
+                violations.or_ok(())?;
+                if subscription.unreadable
+                    && is_confidential(&subscription.spec.channel, &spec.channel)
+                {
+                    return Err(Failure::of(Reason::SubscriptionUnreadable));
+                }
+                let changed = spec != subscription.spec;
+                subscription.spec = spec;
+                self.0.random(|random| subscription.complete_keys(random));
+                Ok(changed)
+            })
+            .await?;
+        if url(&updated) != old_url {
+            // What is known of the old endpoint says nothing about the new one.
+            self.0.store.reset_health(updated.tenant_id, updated.id, self.0.now()).await?;
+            (self.0.kick)();
+        }
+        Ok(updated)
+    }
+}
+
+/// A webhook's own URL.
+fn url(subscription: &Subscription) -> &str {
+    match &subscription.spec.channel {
+        Channel::Webhook(webhook) => &webhook.url,
+        Channel::Email(_) => "",
+    }
+}
+
+/// `spec` with a canonical URL. The domain's violations are added to those there are.
+fn validated(
+    mut spec: SubscriptionSpec,
+    urls: &endpoint::Admission,
+    tenant: &Tenant,
+    violations: &mut Violations,
+) -> SubscriptionSpec {
+    domain_tenant::check_name(&spec.display_name, "subscription.display_name", violations);
+    labels::check(&spec.labels, "subscription.labels", violations);
+    if let Some(policy) = &spec.retry_policy {
+        policy.check("subscription.retry_policy", violations);
+    }
+    let channel = match spec.channel.clone() {
+        Channel::Webhook(webhook) => {
+            webhook.validated(urls, &tenant.spec.webhook_url).map(Channel::Webhook)
+        }
+        Channel::Email(email) => email.validated().map(Channel::Email),
+    };
+    match channel {
+        Ok(channel) => spec.channel = channel,
+        Err(found) => convert::merge(violations, &found),
+    }
+    spec
+}
+
+/// Whether a change from `old` to `new` touches what is kept with the secrets.
+fn is_confidential(old: &Channel, new: &Channel) -> bool {
+    match (old, new) {
+        (Channel::Webhook(old), Channel::Webhook(new)) => {
+            old.url != new.url || old.headers != new.headers
+        }
+        (Channel::Email(_), Channel::Email(_)) => false,
+        _ => old != new,
     }
 }

@@ -22,7 +22,7 @@ use tokio::time::Sleep;
 
 use super::connector::{Connector, Tcp};
 use super::failure::Failed;
-use super::guard::Guard;
+use super::phases::Watch;
 use super::resolver::Resolver;
 use super::response::{self, MAX_HEADER_BYTES};
 use super::{Config, ConfigError, Metrics, request, tls};
@@ -81,8 +81,7 @@ impl Client {
         for range in &config.allow_cidrs {
             tracing::warn!("Webhooks may be sent to {range}, because allow_cidrs says so.");
         }
-        let guard = Guard::new(config.allow_cidrs.clone(), config.deny_cidrs.clone());
-        let tcp = Tcp::new(guard, resolver, metrics.open_gauge());
+        let tcp = Tcp::new(config.guard(), resolver, metrics.open_gauge());
         let rules = config.url_rules();
         let connector = Connector::new(tls::client_config(config.ca_file.as_deref())?, tcp, rules);
         let http = legacy::Client::builder(TokioExecutor::new())
@@ -113,10 +112,12 @@ impl Client {
             outcome: Outcome::Delivered,
             start_time,
             duration: Duration::ZERO,
+            timings: None,
             http_status: None,
             request_headers: Vec::new(),
             response_headers: Vec::new(),
             response_body: Vec::new(),
+            smtp_reply: String::new(),
             failure: None,
         };
         if let Err(failed) = self.deliver(task, settings, &mut report).await {
@@ -125,7 +126,7 @@ impl Client {
         }
         report.duration = self.now().since(start_time);
         let error = report.failure.as_ref().map(|failure| failure.kind);
-        self.shared.metrics.observe(error, report.duration);
+        self.shared.metrics.observe(error, report.duration, report.timings.as_ref());
         report
     }
 
@@ -137,17 +138,22 @@ impl Client {
     ) -> Result<(), Failed> {
         let limit = settings.timeout.min(MAX_TIMEOUT);
         let mut deadline = pin!(tokio::time::sleep(limit));
-        let request = request::build(task, settings, self.shared.rules, report.start_time)?;
-        report.request_headers = request::recorded(request.headers());
-        let answer = self.send(request, deadline.as_mut()).await;
-        let answer = answer
-            .ok_or_else(|| Failed::timeout(limit))?
-            .map_err(|error| Failed::from_client(&error))?;
-        self.judge(answer, deadline, report).await
+        let mut request = request::build(task, settings, self.shared.rules, report.start_time)?;
+        report.request_headers = request::recorded(request.headers(), settings);
+        let watch = Watch::on(&mut request, &self.shared.clock);
+        let answer = watch.over(self.send(request, deadline.as_mut())).await;
+        report.timings = Some(watch.timings(self.now()));
+        let failed = match answer {
+            Some(Ok(answer)) => return self.judge(answer, deadline, &watch, report).await,
+            Some(Err(error)) => Failed::from_client(&error),
+            None => Failed::timeout(limit, watch.phase()),
+        };
+        watch.retire();
+        Err(failed)
     }
 
     /// `None` when the deadline comes first. What was under way is then dropped, and with it the
-    /// connection (HTTP/1.1) or the stream (HTTP/2).
+    /// connection (HTTP/1.1) or the stream (HTTP/2, whose connection gets no more requests).
     async fn send(
         &self,
         request: Request<Full<Bytes>>,
@@ -164,6 +170,7 @@ impl Client {
         &self,
         answer: Response<Incoming>,
         deadline: Pin<&mut Sleep>,
+        watch: &Watch,
         report: &mut Report,
     ) -> Result<(), Failed> {
         let status = answer.status();
@@ -171,9 +178,15 @@ impl Client {
         report.http_status = Some(status.as_u16());
         report.response_headers = response::recorded(answer.headers());
         if !response::within_limits(answer.headers()) {
+            watch.retire();
             return Err(Failed::too_large());
         }
-        report.response_body = response::read(answer.into_body(), deadline).await;
+        let is_ambiguous = response::is_ambiguous(answer.headers());
+        let body = response::read(answer.into_body(), deadline).await;
+        if is_ambiguous || !body.is_whole {
+            watch.retire();
+        }
+        report.response_body = body.kept;
         if status.is_success() { Ok(()) } else { Err(Failed::status(status, retry_after)) }
     }
 }

@@ -23,8 +23,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::Service;
 
+use super::failure;
 use super::guard::Guard;
 use super::metrics::Open;
+use super::phases::{Phase, Probe};
 use super::resolver::Resolver;
 use crate::domain::channel::MAX_TIMEOUT;
 use crate::domain::endpoint::Rules;
@@ -91,15 +93,25 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
+        let probe = Probe::current();
         let connecting = timeout(MAX_CONNECT, self.https.call(uri));
         Box::pin(async move {
             match connecting.await {
-                Ok(Ok(stream)) => Ok(stream),
+                Ok(Ok(stream)) => {
+                    begin(probe.as_ref(), Phase::FirstByte);
+                    Ok(stream)
+                }
                 // What is not ours comes from TLS.
                 Ok(Err(error)) => Err(error.downcast().map_or_else(Error::Tls, |ours| *ours)),
                 Err(_) => Err(Error::Timeout),
             }
         })
+    }
+}
+
+fn begin(probe: Option<&Probe>, phase: Phase) {
+    if let Some(probe) = probe {
+        probe.begin(phase);
     }
 }
 
@@ -131,23 +143,30 @@ impl Service<Uri> for Tcp {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
-        Box::pin(async move { shared.connect(&uri).await })
+        let (shared, probe) = (Arc::clone(&self.shared), Probe::current());
+        Box::pin(async move { shared.connect(&uri, probe).await })
     }
 }
 
 impl Shared {
-    async fn connect(&self, uri: &Uri) -> Result<Stream, Error> {
-        let (addresses, origin) = self.judged(uri.host().unwrap_or_default()).await?;
-        let default_port = if uri.scheme_str() == Some("http") { 80 } else { 443 };
-        let port = uri.port_u16().unwrap_or(default_port);
+    async fn connect(&self, uri: &Uri, probe: Option<Probe>) -> Result<Stream, Error> {
+        let host = uri.host().unwrap_or_default();
+        let (addresses, origin) = self.judged(host, probe.as_ref()).await?;
+        begin(probe.as_ref(), Phase::Connect);
+        let is_plain = uri.scheme_str() == Some("http");
+        let port = uri.port_u16().unwrap_or(if is_plain { 80 } else { 443 });
         let last = addresses.len().min(MAX_ADDRESSES) - 1;
         let mut error = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for (index, address) in addresses.into_iter().take(MAX_ADDRESSES).enumerate() {
             let connecting = TcpStream::connect(SocketAddr::new(address, port));
             let limit = if index == last { MAX_CONNECT } else { MAX_CONNECT_PER_ADDRESS };
             match timeout(limit, connecting).await {
-                Ok(Ok(stream)) => return self.opened(stream, address, origin),
+                Ok(Ok(stream)) => {
+                    if !is_plain {
+                        begin(probe.as_ref(), Phase::Tls);
+                    }
+                    return self.opened(stream, address, origin, probe);
+                }
                 Ok(Err(failed)) => error = failed,
                 Err(_) => error = io::ErrorKind::TimedOut.into(),
             }
@@ -156,11 +175,19 @@ impl Shared {
     }
 
     /// The addresses of `host`, none of which is refused. Never empty.
-    async fn judged(&self, host: &str) -> Result<(Vec<IpAddr>, Origin), Error> {
+    async fn judged(
+        &self,
+        host: &str,
+        probe: Option<&Probe>,
+    ) -> Result<(Vec<IpAddr>, Origin), Error> {
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-        let (addresses, origin) = match bare.parse() {
-            Ok(literal) => (vec![literal], Origin::Literal),
-            Err(_) => (self.resolver.addresses(host).await.map_err(|_| Error::Dns)?, Origin::Name),
+        let (addresses, origin) = if let Ok(literal) = bare.parse() {
+            (vec![literal], Origin::Literal)
+        } else {
+            begin(probe, Phase::Dns);
+            let failed =
+                |error| if failure::is_ours(&error) { Error::Connect(error) } else { Error::Dns };
+            (self.resolver.addresses(host).await.map_err(failed)?, Origin::Name)
         };
         if addresses.is_empty() {
             return Err(Error::Dns);
@@ -172,13 +199,19 @@ impl Shared {
     }
 
     /// Checks that the connection leads where it should.
-    fn opened(&self, stream: TcpStream, address: IpAddr, origin: Origin) -> Result<Stream, Error> {
+    fn opened(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        origin: Origin,
+        opener: Option<Probe>,
+    ) -> Result<Stream, Error> {
         let peer = stream.peer_addr().map_err(Error::Connect)?.ip();
         if peer != address || !self.guard.allows(peer) {
             return Err(Error::Refused(origin));
         }
         stream.set_nodelay(true).map_err(Error::Connect)?;
-        Ok(Stream { io: TokioIo::new(stream), _open: Open::new(&self.open) })
+        Ok(Stream { io: TokioIo::new(stream), _open: Open::new(&self.open), opener })
     }
 }
 
@@ -186,11 +219,16 @@ impl Shared {
 pub(super) struct Stream {
     io: TokioIo<TcpStream>,
     _open: Open,
+    /// The probe of the attempt that opened it.
+    opener: Option<Probe>,
 }
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        Connected::new()
+        match &self.opener {
+            Some(opener) => Connected::new().extra(opener.clone()),
+            None => Connected::new(),
+        }
     }
 }
 
@@ -231,5 +269,30 @@ impl Write for Stream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel connects to what it is told; that something between it and us could not, is what
+    /// this check is for. So it is told of another address here.
+    #[tokio::test]
+    async fn the_peer_is_judged_again() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let opened = async |allow: &[&str], expected: &str| {
+            let allow = allow.iter().map(|text| text.parse().expect("range")).collect();
+            let guard = Guard::new(allow, Vec::new());
+            let shared = Shared { guard, resolver: Resolver::system(), open: Gauge::default() };
+            let stream = TcpStream::connect(address).await.expect("connected");
+            shared.opened(stream, expected.parse().expect("address"), Origin::Name, None).map(drop)
+        };
+        assert!(opened(&["127.0.0.0/8"], "127.0.0.1").await.is_ok());
+        for (allow, expected) in [(&["127.0.0.0/8"][..], "127.0.0.2"), (&[], "127.0.0.1")] {
+            let refused = opened(allow, expected).await;
+            assert!(matches!(refused, Err(Error::Refused(Origin::Name))), "{refused:?}");
+        }
     }
 }

@@ -16,6 +16,7 @@ use hyper_util::client::legacy;
 use rustls::CertificateError;
 
 use super::connector::{self, Origin};
+use super::phases::Phase;
 use super::response::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::domain::attempt::{ErrorKind, Failure, Outcome};
 
@@ -43,14 +44,21 @@ impl Failed {
         )
     }
 
-    pub(super) fn timeout(limit: Duration) -> Self {
-        let message = format!("The endpoint did not answer within {} s.", limit.as_secs_f64());
-        Self::retry(ErrorKind::Timeout, message)
+    /// The deadline came, in this phase.
+    pub(super) fn timeout(limit: Duration, phase: Phase) -> Self {
+        let what = match phase {
+            Phase::Dns => "The host name of the URL could not be resolved",
+            Phase::Connect => "No connection to the endpoint could be made",
+            Phase::Tls => "The endpoint did not complete the TLS handshake",
+            Phase::FirstByte => "The endpoint did not answer",
+        };
+        Self::retry(ErrorKind::Timeout, format!("{what} within {} s.", limit.as_secs_f64()))
     }
 
     pub(super) fn too_large() -> Self {
         let message = format!(
-            "The headers of the endpoint's answer are more than {MAX_HEADERS} or {} KiB.",
+            "The endpoint's answer is too large: it has more than {MAX_HEADERS} headers, or {} KiB of \
+             them, or a length that no body can have.",
             MAX_HEADER_BYTES / 1_024
         );
         Self::retry(ErrorKind::ResponseTooLarge, message)
@@ -102,6 +110,10 @@ impl Failed {
             connector::Error::Refused(Origin::Name) => {
                 Self::retry(ErrorKind::AddressRefused, REFUSED)
             }
+            connector::Error::Connect(error) if is_ours(error) => {
+                tracing::warn!(%error, "an attempt found no file or memory for its connection");
+                Self::retry(ErrorKind::Internal, NOTHING_LEFT)
+            }
             connector::Error::Connect(_) => Self::retry(ErrorKind::Connect, NO_CONNECTION),
             connector::Error::Timeout => {
                 Self::retry(ErrorKind::Timeout, "Connecting to the endpoint took too long.")
@@ -111,6 +123,16 @@ impl Failed {
             }
         }
     }
+}
+
+const NOTHING_LEFT: &str =
+    "Tidings could open no further connection when it made this attempt; it is tried again.";
+
+/// Whether it is our machine that has no files or memory left. The endpoint is not to blame.
+pub(super) fn is_ours(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| ours.contains(&error))
 }
 
 const NO_CONNECTION: &str = "No connection to the endpoint could be made.";
@@ -129,7 +151,8 @@ fn tls_message(error: Option<&rustls::Error>) -> &'static str {
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "The endpoint's certificate is for another host name."
         }
-        CertificateError::UnknownIssuer => {
+        // A bad signature is an authority with the name of a trusted one, and another key.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "The endpoint's certificate is self-signed, comes from an authority that is not \
              trusted, or was sent without its intermediate certificates."
         }
@@ -168,6 +191,16 @@ mod tests {
         assert_eq!(literal.failure, name.failure, "one kind, one text");
         assert_eq!(of(connector::Error::Dns).failure.kind, ErrorKind::Dns);
         assert_eq!(Failed::url_refused().outcome, Outcome::Permanent);
+    }
+
+    #[test]
+    fn what_our_machine_lacks_is_not_the_endpoints_fault() {
+        let of = |errno: rustix::io::Errno| {
+            Failed::from_connector(&connector::Error::Connect(errno.into())).failure.kind
+        };
+        assert_eq!(of(rustix::io::Errno::MFILE), ErrorKind::Internal);
+        assert_eq!(of(rustix::io::Errno::NFILE), ErrorKind::Internal);
+        assert_eq!(of(rustix::io::Errno::CONNREFUSED), ErrorKind::Connect);
     }
 
     #[test]

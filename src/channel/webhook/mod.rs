@@ -2,7 +2,8 @@
 //!
 //! The way of an attempt: `request` builds and signs it, `client` sends it under one deadline,
 //! `connector` resolves the name, asks the `guard` about every address and connects to one,
-//! `response` reads what comes back within limits, and `failure` says what went wrong.
+//! `response` reads what comes back within limits, `phases` says where the time went, and `failure`
+//! what went wrong.
 //!
 //! Guarantees: nothing is sent to an address that the guard refuses, whether it came from a name
 //! or stood in the URL; no redirect is followed and no proxy is used; a request is written to the
@@ -13,6 +14,7 @@ mod connector;
 mod failure;
 mod guard;
 mod metrics;
+mod phases;
 mod request;
 mod resolver;
 mod response;
@@ -27,6 +29,7 @@ pub use client::Client;
 pub use guard::{Cidr, InvalidCidr};
 pub use metrics::Metrics;
 pub use tls::Error as ConfigError;
+pub(super) use tls::client_config;
 
 use crate::domain::endpoint;
 
@@ -71,5 +74,14 @@ impl Config {
     /// The rules for URLs that follow from the configuration: the same when stored and when sent.
     pub fn url_rules(&self) -> endpoint::Rules {
         endpoint::Rules { allow_http: self.allow_http }
+    }
+
+    /// What URLs must keep to be stored: the rules, and for an address in them the ranges, too.
+    pub fn url_admission(&self) -> endpoint::Admission {
+        endpoint::Admission::new(self.url_rules(), self.guard())
+    }
+
+    fn guard(&self) -> guard::Guard {
+        guard::Guard::new(self.allow_cidrs.clone(), self.deny_cidrs.clone())
     }
 }

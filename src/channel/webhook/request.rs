@@ -1,7 +1,7 @@
 //! Builds and signs a request.
 //!
 //! Guarantees: the URL and the custom headers are checked again, whatever is stored; custom headers
-//! cannot replace ours; the signatures cover exactly the bytes that are sent; signatures and the
+//! cannot replace ours, nor a signature any of them; the signatures cover exactly the bytes that are sent; signatures and the
 //! values of custom headers are marked as sensitive, so that neither HPACK nor our records keep them.
 
 use bytes::Bytes;
@@ -11,11 +11,11 @@ use http_body_util::Full;
 
 use super::failure::Failed;
 use crate::domain::attempt::{ErrorKind, HeaderList, Task};
-use crate::domain::channel::{DEFAULT_SIGNATURE_HEADER, WebhookChannel};
+use crate::domain::channel::WebhookChannel;
 use crate::domain::endpoint::Rules;
+use crate::domain::signature::Message;
 use crate::domain::{Timestamp, envelope, headers, signature};
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PRODUCT: HeaderValue =
     HeaderValue::from_static(concat!("Tidings/", env!("CARGO_PKG_VERSION")));
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -25,7 +25,6 @@ const ATTEMPT: HeaderName = HeaderName::from_static("tidings-attempt");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static(signature::ID_HEADER);
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static(signature::TIMESTAMP_HEADER);
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static(signature::SIGNATURE_HEADER);
-const X_SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 
 /// Headers of our own, signatures included: the room to reserve.
 const OWN_HEADERS: usize = 12;
@@ -37,12 +36,15 @@ pub(super) fn build(
     rules: Rules,
     now: Timestamp,
 ) -> Result<Request<Full<Bytes>>, Failed> {
+    if task.subscription.unreadable {
+        return Err(unreadable());
+    }
     let uri = uri(task, settings, rules)?;
     let body = envelope::body(settings.payload_format, &task.event, &task.tenant)
-        .map_err(|error| Failed::permanent(kind_of(error), error.to_string()))?;
+        .map_err(|error| Failed::permanent(ErrorKind::Internal, error.to_string()))?;
     let mut map = HeaderMap::with_capacity(OWN_HEADERS + settings.headers.len());
     custom(settings, &mut map)?;
-    own(task, &mut map)?;
+    own(task, settings, &mut map)?;
     sign(task, settings, now, &body, &mut map)?;
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
@@ -53,23 +55,15 @@ pub(super) fn build(
 
 /// The headers as they are recorded: without signatures and without what customers added, which
 /// may be a secret of theirs.
-pub(super) fn recorded(map: &HeaderMap) -> HeaderList {
+pub(super) fn recorded(map: &HeaderMap, settings: &WebhookChannel) -> HeaderList {
     let shown = |(name, value): (&HeaderName, &HeaderValue)| {
         let text = match value.to_str() {
-            _ if *name == WEBHOOK_SIGNATURE => "v1,***",
-            Ok(text) if !value.is_sensitive() => text,
-            _ => "***",
+            Ok(text) if !value.is_sensitive() => text.to_owned(),
+            text => signature::masked(settings, name.as_str(), text.unwrap_or_default()),
         };
-        (name.as_str().to_owned(), text.to_owned())
+        (name.as_str().to_owned(), text)
     };
     map.iter().map(shown).collect()
-}
-
-fn kind_of(error: envelope::Error) -> ErrorKind {
-    match error {
-        envelope::Error::Unsupported(_) => ErrorKind::Configuration,
-        envelope::Error::NotJson => ErrorKind::Internal,
-    }
 }
 
 fn uri(task: &Task, settings: &WebhookChannel, rules: Rules) -> Result<Uri, Failed> {
@@ -77,6 +71,9 @@ fn uri(task: &Task, settings: &WebhookChannel, rules: Rules) -> Result<Uri, Fail
         "" => task.tenant.spec.webhook_url.as_str(),
         url => url,
     };
+    if url.is_empty() && task.tenant.unreadable {
+        return Err(unreadable());
+    }
     if url.is_empty() {
         return Err(Failed::retry(
             ErrorKind::Configuration,
@@ -89,6 +86,16 @@ fn uri(task: &Task, settings: &WebhookChannel, rules: Rules) -> Result<Uri, Fail
         }
         _ => Err(Failed::url_refused()),
     }
+}
+
+/// Retried: the row or the key can be restored meanwhile.
+fn unreadable() -> Failed {
+    Failed::retry(
+        ErrorKind::Configuration,
+        "What Tidings keeps sealed for this subscription (its secrets, URL or headers) cannot be \
+         read. An operator has to restore it; the service's log says what is wrong. Or delete the \
+         subscription and create it anew.",
+    )
 }
 
 fn custom(settings: &WebhookChannel, map: &mut HeaderMap) -> Result<(), Failed> {
@@ -107,12 +114,18 @@ fn custom(settings: &WebhookChannel, map: &mut HeaderMap) -> Result<(), Failed> 
     Ok(())
 }
 
-fn own(task: &Task, map: &mut HeaderMap) -> Result<(), Failed> {
-    let internal = |_| Failed::retry(ErrorKind::Internal, "The request could not be built.");
+fn own(task: &Task, settings: &WebhookChannel, map: &mut HeaderMap) -> Result<(), Failed> {
+    let broken = || Failed::retry(ErrorKind::Internal, "The request could not be built.");
+    let internal = |_| broken();
     let event_type = HeaderValue::from_str(&task.event.event_type).map_err(internal)?;
     let delivery_id = HeaderValue::from_str(task.delivery_id.as_str()).map_err(internal)?;
     let traceparent = HeaderValue::try_from(task.trace.to_string()).map_err(internal)?;
-    map.insert(CONTENT_TYPE, JSON);
+    let format = settings.payload_format;
+    for (name, value) in envelope::headers(format, &task.event) {
+        let name = HeaderName::try_from(name).map_err(|_| broken())?;
+        map.insert(name, HeaderValue::try_from(value).map_err(internal)?);
+    }
+    map.insert(CONTENT_TYPE, HeaderValue::from_static(envelope::content_type(format)));
     map.insert(USER_AGENT, PRODUCT);
     map.insert(TRACEPARENT, traceparent);
     map.insert(DELIVERY_ID, delivery_id);
@@ -128,35 +141,26 @@ fn sign(
     body: &[u8],
     map: &mut HeaderMap,
 ) -> Result<(), Failed> {
-    let secrets: Vec<&str> = task.subscription.secrets_at(now).collect();
-    let header = match settings.signature_header.as_str() {
-        "" => DEFAULT_SIGNATURE_HEADER,
-        name => name,
-    };
-    for scheme in &settings.signatures {
-        let id = task.event.id.as_str();
-        let signed = signature::sign(*scheme, &secrets, id, now.as_secs(), body, header)
-            .map_err(unsigned)?;
-        for (name, text) in signed {
-            let name = header_name(name).map_err(|_| unsigned(signature::Error::Secret))?;
-            let public = name == WEBHOOK_ID || name == WEBHOOK_TIMESTAMP;
-            let mut value =
-                HeaderValue::try_from(text).map_err(|_| unsigned(signature::Error::Secret))?;
-            value.set_sensitive(!public);
-            map.insert(name, value);
+    let unsigned =
+        |_| Failed::retry(ErrorKind::Configuration, signature::Error::Secret.to_string());
+    let secrets: Vec<_> = task.subscription.secrets_at(now).collect();
+    let message = Message { id: task.event.id.as_str(), timestamp_secs: now.as_secs(), body };
+    for (name, text) in signature::sign(settings, &secrets, &message).map_err(unsigned)? {
+        let name = header_name(name).map_err(|_| unstorable())?;
+        let public = name == WEBHOOK_ID || name == WEBHOOK_TIMESTAMP;
+        let mut value = HeaderValue::try_from(text).map_err(|_| unstorable())?;
+        value.set_sensitive(!public);
+        // Two headers of one name would leave the receiver with the wrong one of them.
+        if map.insert(name, value).is_some() {
+            return Err(unstorable());
         }
     }
     Ok(())
 }
 
-/// A secret can be rotated while the delivery is retried; a scheme waits for another version.
-fn unsigned(error: signature::Error) -> Failed {
-    match error {
-        signature::Error::Unsupported(_) => {
-            Failed::permanent(ErrorKind::Configuration, error.to_string())
-        }
-        signature::Error::Secret => Failed::retry(ErrorKind::Configuration, error.to_string()),
-    }
+/// Settings that are refused when they are stored, and are stored nevertheless.
+fn unstorable() -> Failed {
+    Failed::retry(ErrorKind::Configuration, "The subscription's signature headers cannot be sent.")
 }
 
 /// The names that nearly every request has cost nothing.
@@ -165,7 +169,6 @@ fn header_name(name: &str) -> Result<HeaderName, http::header::InvalidHeaderName
         signature::ID_HEADER => Ok(WEBHOOK_ID),
         signature::TIMESTAMP_HEADER => Ok(WEBHOOK_TIMESTAMP),
         signature::SIGNATURE_HEADER => Ok(WEBHOOK_SIGNATURE),
-        DEFAULT_SIGNATURE_HEADER => Ok(X_SIGNATURE),
         _ => HeaderName::from_bytes(name.as_bytes()),
     }
 }

@@ -8,7 +8,9 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING,
+};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
@@ -32,23 +34,48 @@ pub(super) const KEPT_HEADER_BYTES: usize = 8 * 1_024;
 /// What a piece of a body counts at least, so that a flood of empty pieces ends too.
 const MIN_PIECE_BYTES: usize = 16;
 
-/// The first bytes of the body. Waits for the end of the body, a limit, a fault or the deadline.
-pub(super) async fn read(mut body: Incoming, mut deadline: Pin<&mut Sleep>) -> Vec<u8> {
+/// What was read of a body.
+pub(super) struct Body {
+    /// Its first bytes.
+    pub(super) kept: Vec<u8>,
+    /// Whether it was read to its end.
+    pub(super) is_whole: bool,
+}
+
+/// Reads a body. Waits for its end, a limit, a fault or the deadline.
+pub(super) async fn read(mut body: Incoming, mut deadline: Pin<&mut Sleep>) -> Body {
     let mut kept = Vec::new();
     let mut read = 0;
-    while read < MAX_BODY_BYTES && !body.is_end_stream() {
+    let is_whole = loop {
+        if body.is_end_stream() {
+            break true;
+        }
+        if read >= MAX_BODY_BYTES {
+            break false;
+        }
         let frame = tokio::select! {
             biased;
-            () = &mut deadline => break,
+            () = &mut deadline => break false,
             frame = body.frame() => frame,
         };
-        let Some(Ok(frame)) = frame else { break };
-        let Some(piece) = frame.data_ref() else { break };
+        // Trailers are the last that comes; nobody reads them.
+        let piece = match frame {
+            None => break true,
+            Some(Err(_)) => break false,
+            Some(Ok(frame)) => frame.into_data(),
+        };
+        let Ok(piece) = piece else { break true };
         read += piece.len().max(MIN_PIECE_BYTES);
         let room = KEPT_BODY_BYTES - kept.len();
         kept.extend_from_slice(&piece[..piece.len().min(room)]);
-    }
-    kept
+    };
+    Body { kept, is_whole }
+}
+
+/// Whether the head leaves open where the body ends: with two lengths that contradict each other
+/// (RFC 9112, section 6.3), what follows on the connection may be anything.
+pub(super) fn is_ambiguous(map: &HeaderMap) -> bool {
+    map.contains_key(TRANSFER_ENCODING) && map.contains_key(CONTENT_LENGTH)
 }
 
 /// Whether the headers are few and small enough. HTTP/1.1 is cut near these limits while it is

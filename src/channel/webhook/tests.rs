@@ -1,7 +1,9 @@
 //! The client against real listeners: what is sent, what is never connected to, and that hostile
 //! endpoints end in time, in bounded memory, with a plain kind of error.
 
+mod document;
 mod endpoint;
+mod phases;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -18,11 +20,8 @@ use self::endpoint::{Endpoint, LONG, read_request};
 use super::resolver::Resolver;
 use super::response::{KEPT_BODY_BYTES, MAX_HEADERS};
 use super::{Client, Config, Metrics};
-use crate::channel::Channels;
 use crate::domain::attempt::{ErrorKind, Outcome, Report, Task, Trigger};
-use crate::domain::channel::{
-    Channel, EmailChannel, PayloadFormat, SignatureScheme, WebhookChannel,
-};
+use crate::domain::channel::{Channel, PayloadFormat, SignatureScheme, WebhookChannel};
 use crate::domain::event::Event;
 use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
 use crate::domain::subscription::{Secret, State, Subscription, SubscriptionSpec};
@@ -59,13 +58,17 @@ fn client(config: &Config) -> Client {
 
 /// A client for which the names of `answers`, and no others, exist.
 fn client_with(config: &Config, answers: &[(&str, &[&str])]) -> Client {
+    client_at(config, answers, Arc::new(Frozen))
+}
+
+fn client_at(config: &Config, answers: &[(&str, &[&str])], clock: Arc<dyn Clock>) -> Client {
     let addresses = |texts: &[&str]| -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().expect("address")).collect()
     };
     let answers: BTreeMap<_, _> =
         answers.iter().map(|(name, texts)| ((*name).to_owned(), addresses(texts))).collect();
     let metrics = Metrics::new(&mut Registry::default());
-    Client::with_resolver(config, Arc::new(Frozen), metrics, Resolver::Fixed(Arc::new(answers)))
+    Client::with_resolver(config, clock, metrics, Resolver::Fixed(Arc::new(answers)))
         .expect("client")
 }
 
@@ -80,7 +83,10 @@ fn task(url: &str) -> Task {
 fn task_over(channel: Channel) -> Task {
     let trace = TraceContext::root(&mut StdRng::seed_from_u64(7));
     let tenant_id = TenantId::first_at(NOW);
-    let secret = |text: &str, expire_time| Secret { text: text.to_owned(), expire_time };
+    let secret = |text: &str, expire_time| Secret {
+        expire_time,
+        ..Secret::new(text.to_owned(), &mut StdRng::seed_from_u64(text.len() as u64))
+    };
     let event = Event {
         id: EventId::first_at(NOW),
         tenant_id,
@@ -95,7 +101,14 @@ fn task_over(channel: Channel) -> Task {
         trace,
     };
     let spec = TenantSpec { display_name: "Acme".to_owned(), ..TenantSpec::default() };
-    let tenant = Tenant { id: tenant_id, spec, revision: 1, create_time: NOW, update_time: NOW };
+    let tenant = Tenant {
+        id: tenant_id,
+        spec,
+        unreadable: false,
+        revision: 1,
+        create_time: NOW,
+        update_time: NOW,
+    };
     let subscription = Subscription {
         id: SubscriptionId::first_at(NOW),
         tenant_id,
@@ -108,6 +121,7 @@ fn task_over(channel: Channel) -> Task {
         },
         state: State::Active,
         disable_reason: None,
+        unreadable: false,
         secrets: vec![
             secret(SECRET, None),
             secret(OLD_SECRET, Some(NOW.plus(Duration::from_secs(1)))),
@@ -124,6 +138,11 @@ fn task_over(channel: Channel) -> Task {
         event: Arc::new(event),
         tenant: Arc::new(tenant),
         subscription: Arc::new(subscription),
+        recipient: String::new(),
+        create_time: NOW,
+        email_template: String::new(),
+        unsubscribe_url: String::new(),
+        digest: Vec::new(),
         trace,
     }
 }
@@ -163,7 +182,13 @@ async fn a_request_is_signed_complete_and_verifiable() {
     let mut endpoint = Endpoint::answering_once(OK).await;
     let url = format!("{}?token=hidden", endpoint.url());
     let custom = WebhookChannel {
-        signatures: vec![SignatureScheme::StandardWebhooks, SignatureScheme::HmacSha256Hex],
+        signatures: vec![
+            SignatureScheme::StandardWebhooks,
+            SignatureScheme::StandardWebhooksEd25519,
+            SignatureScheme::HmacSha256Hex,
+            SignatureScheme::Github,
+            SignatureScheme::Stripe,
+        ],
         headers: BTreeMap::from([("X-Api-Key".to_owned(), "customer's".to_owned())]),
         ..settings(&url)
     };
@@ -192,16 +217,33 @@ async fn a_request_is_signed_complete_and_verifiable() {
     let (id, time) = (of("webhook-id").expect("id"), of("webhook-timestamp").expect("time"));
     assert_eq!((id, time), (task.event.id.as_str(), "1770283800"));
     let signatures = of("webhook-signature").expect("signatures");
-    assert_eq!(signatures.split(' ').count(), 2, "the expired secret signs no more");
+    assert_eq!(signatures.split(' ').count(), 4, "the expired secret signs no more");
+    let stripe = of("stripe-signature").expect("Stripe");
+    assert_eq!(stripe.split(',').count(), 3);
     for secret in [SECRET, OLD_SECRET] {
         assert!(signature::verify_standard_webhooks(secret, id, time, body, signatures));
+        assert!(signature::verify_stripe(secret, body, stripe));
     }
-    assert!(signature::verify_hmac_hex(SECRET, body, of("x-signature").expect("HMAC")));
+    let spec = &task.subscription.spec;
+    let listing = SubscriptionSpec { channel: Channel::Webhook(custom), ..spec.clone() };
+    let keys = Subscription { spec: listing, ..(*task.subscription).clone() }.public_keys_at(NOW);
+    assert_eq!(keys.len(), 2);
+    for key in keys {
+        let verify = signature::verify_standard_webhooks_ed25519;
+        assert!(verify(&key, id, time, body, signatures));
+    }
+    let (plain, github) = (of("x-signature").expect("HMAC"), of("x-hub-signature-256"));
+    assert!(signature::verify_hmac_hex(OLD_SECRET, body, plain));
+    assert!(signature::verify_github(OLD_SECRET, body, github.expect("GitHub")));
 
     let recorded: BTreeMap<_, _> = report.request_headers.into_iter().collect();
-    for (name, value) in
-        [("webhook-signature", "v1,***"), ("x-signature", "***"), ("x-api-key", "***")]
-    {
+    for (name, value) in [
+        ("webhook-signature", "v1,*** v1,*** v1a,*** v1a,***"),
+        ("x-signature", "***"),
+        ("x-hub-signature-256", "sha256=***"),
+        ("stripe-signature", "t=1770283800,v1=***,v1=***"),
+        ("x-api-key", "***"),
+    ] {
         assert_eq!(recorded.get(name).map(String::as_str), Some(value));
     }
     assert_eq!(recorded.get("webhook-timestamp").map(String::as_str), Some("1770283800"));
@@ -226,7 +268,7 @@ async fn settings_choose_the_format_the_header_and_the_tenants_url() {
     let (head, body) = parts(&request);
     assert_eq!(body, DATA.as_bytes());
     assert!(signature::verify_hmac_hex(
-        SECRET,
+        OLD_SECRET,
         body,
         header(&head, "x-company-signature").expect("HMAC")
     ));
@@ -242,17 +284,20 @@ async fn what_is_not_configured_is_not_sent() {
         headers: BTreeMap::from([("Content-Length".to_owned(), "0".to_owned())]),
         ..settings(&url)
     };
-    let format =
-        WebhookChannel { payload_format: PayloadFormat::CloudEventsBinary, ..settings(&url) };
-    let scheme = WebhookChannel { signatures: vec![SignatureScheme::Github], ..settings(&url) };
-    for (settings, outcome) in [
-        (none, RETRY),
-        (reserved, RETRY),
-        (format, Outcome::Permanent),
-        (scheme, Outcome::Permanent),
-    ] {
+    let attribute = WebhookChannel {
+        headers: BTreeMap::from([("Ce-Id".to_owned(), "0".to_owned())]),
+        ..settings(&url)
+    };
+    let named = |hmac: &str, stripe: &str| WebhookChannel {
+        signatures: vec![SignatureScheme::HmacSha256Hex, SignatureScheme::Stripe],
+        signature_header: hmac.to_owned(),
+        stripe_signature_header: stripe.to_owned(),
+        ..settings(&url)
+    };
+    let (shared, replaced) = (named("X-One", "x-one"), named("Content-Type", ""));
+    for settings in [none, reserved, attribute, shared, replaced] {
         let report = client(&loopback()).attempt(&task(&url), &settings).await;
-        assert_eq!((kind(&report), report.outcome), (Some(ErrorKind::Configuration), outcome));
+        assert_eq!((kind(&report), report.outcome), (Some(ErrorKind::Configuration), RETRY));
     }
     let mut unsigned = task(&url);
     let mut subscription = (*unsigned.subscription).clone();
@@ -261,18 +306,6 @@ async fn what_is_not_configured_is_not_sent() {
     let report = client(&loopback()).attempt(&unsigned, &settings(&url)).await;
     assert_eq!((kind(&report), report.outcome), (Some(ErrorKind::Configuration), RETRY));
     assert_eq!(endpoint.connections(), 0);
-}
-
-#[tokio::test]
-async fn email_waits_for_its_issue() {
-    let email =
-        EmailChannel { recipients: Vec::new(), template: String::new(), reply_to: String::new() };
-    let report =
-        Channels::new(client(&loopback())).attempt(&task_over(Channel::Email(email))).await;
-    assert_eq!(
-        (kind(&report), report.outcome),
-        (Some(ErrorKind::Configuration), Outcome::Permanent)
-    );
 }
 
 #[tokio::test]
@@ -436,6 +469,8 @@ async fn a_connection_that_saw_garbage_is_not_used_again() {
         format!("{OK}HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
         format!("{OK}garbage"),
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            .to_owned(),
     ] {
         let endpoint = Endpoint::answering(answer.clone()).await;
         let client = client(&loopback());
@@ -621,6 +656,10 @@ async fn metrics_exist_at_zero_and_count() {
         "tidings_webhook_attempts_total{result=\"delivered\"} 1",
         "tidings_webhook_attempts_total{result=\"url_refused\"} 1",
         "tidings_webhook_attempt_duration_seconds_count 2",
+        "tidings_webhook_phase_duration_seconds_count{phase=\"dns\"} 0",
+        "tidings_webhook_phase_duration_seconds_count{phase=\"connect\"} 1",
+        "tidings_webhook_phase_duration_seconds_count{phase=\"tls\"} 0",
+        "tidings_webhook_phase_duration_seconds_count{phase=\"first_byte\"} 1",
         "tidings_webhook_open_connections 1",
     ] {
         assert!(end.contains(line), "{line} in {end}");

@@ -42,7 +42,7 @@ pub enum Error {
 }
 
 /// The configuration, without protocols: hyper-rustls adds those.
-pub(super) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
+pub(in crate::channel) fn client_config(ca_file: Option<&Path>) -> Result<ClientConfig, Error> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // What the system trusts is welcome, and not needed: a slim container has no such files.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

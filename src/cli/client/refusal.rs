@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic_types::{FieldViolation, StatusExt};
 
 use crate::cli::Error;
 use crate::cli::output::time;
@@ -81,6 +81,12 @@ fn advice(status: &Status, reason: &str) -> Option<String> {
             "`tidings deliveries list` shows those that there are; \
             with an operator key add --tenant"
         }
+        "API_KEY_NOT_FOUND" => {
+            "`tidings keys list` shows those that there are, by ids (key_…); \
+            those of a tenant with --tenant"
+        }
+        "EVENT_TYPE_NOT_FOUND" => "`tidings event-types list` shows those that there are",
+        "EVENT_NOT_FOUND" => "is the id complete? With an operator key add --tenant",
         "ETAG_MISMATCH" => "somebody else was faster: read it again, then repeat the change",
         "RESUME_TOKEN_EXPIRED" => "begin again with --include-current",
         "RESUME_TOKEN_INVALID" | "PAGE_TOKEN_INVALID" => {
@@ -94,11 +100,35 @@ fn advice(status: &Status, reason: &str) -> Option<String> {
                 return Some(format!("try again in {}", time::coarse(delay)));
             }
             (None, Code::Unimplemented) => "is this program newer than the service?",
-            _ if reason.is_empty() || reason == "INVALID_FIELDS" => return None,
+            _ if reason == "INVALID_FIELDS" => return advice_on_fields(status),
+            _ if reason.is_empty() => return None,
             _ => return Some(format!("`tidings errors {reason}` explains it")),
         },
     };
     Some(text.to_owned())
+}
+
+/// What to do about wrong fields, where the service cannot know what the command line calls it.
+fn advice_on_fields(status: &Status) -> Option<String> {
+    let violations = status.get_details_bad_request()?.field_violations;
+    let is_wrong = |name: &str| violations.iter().any(|violation| violation.field.ends_with(name));
+    if is_wrong("tenant_id") {
+        let text = "say which with --tenant or TIDINGS_TENANT; `tidings tenants list` shows them";
+        return Some(text.to_owned());
+    }
+    let of_url = |violation: &&FieldViolation| {
+        ["webhook.url", "webhook_url"].iter().any(|name| violation.field.ends_with(name))
+    };
+    // The descriptions say what else can be wrong with a URL, and then none of this would help.
+    let text = violations.iter().find(of_url)?.description.as_str();
+    if text.contains("begin with https") {
+        return Some("for development, `serve --allow-http` permits receivers without TLS".into());
+    }
+    text.contains("IP address that webhooks may not be sent to").then(|| {
+        "for receivers of your own, `serve --allow-cidr` opens the networks that it names (in \
+         development 127.0.0.0/8)"
+            .to_owned()
+    })
 }
 
 pub(super) fn unreachable(endpoint: &str, cause: &str) -> Error {
@@ -144,6 +174,33 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    #[test]
+    fn wrong_fields_come_with_the_option_that_mends_them() {
+        let (plain, refused, fragment) = (
+            "must begin with https://",
+            "must not have an IP address that webhooks may not be sent to: private",
+            "must not contain a fragment",
+        );
+        for (field, wrong, option) in [
+            ("tenant_id", "must be set", Some("--tenant")),
+            ("subscription.tenant_id", "must be set", Some("--tenant")),
+            ("subscription.webhook.url", plain, Some("--allow-http")),
+            ("subscription.webhook.url", refused, Some("--allow-cidr")),
+            ("tenant.webhook_url", refused, Some("--allow-cidr")),
+            ("subscription.webhook.url", fragment, None),
+            ("type", "is wrong", None),
+        ] {
+            let mut details = ErrorDetails::with_error_info("INVALID_FIELDS", "tidings", []);
+            details.add_bad_request_violation(field, wrong);
+            let status = Status::with_error_details(Code::InvalidArgument, "wrong", details);
+            let text = Error::from(status).to_string();
+            match option {
+                Some(option) => assert!(text.contains(option), "{text}"),
+                None => assert!(!text.contains("hint"), "{text}"),
+            }
+        }
+    }
 
     fn refused(code: Code, message: &str, reason: &str) -> (ErrorDetails, Code, String) {
         let details = ErrorDetails::with_error_info(reason, "tidings", [("k".into(), "v".into())]);

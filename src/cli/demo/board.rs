@@ -1,9 +1,9 @@
 //! The live table: one row per event, one column per subscription, each cell a delivery.
 //!
-//! On a terminal it is redrawn in place. Elsewhere each change is a line of its own, and the table
-//! comes once, at the end.
+//! On a terminal it is redrawn in place, with a line below it that counts. Elsewhere each change is
+//! a line of its own, and the table comes once, at the end.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use super::super::Error;
@@ -13,11 +13,17 @@ use super::scene::{PARTS, SCENES};
 use crate::api::proto::{Delivery, DeliveryState};
 use crate::domain::Timestamp;
 
-/// The columns' widths: with gaps and margin 79, so that 80 columns suffice.
+/// The columns' widths: with gaps and margin 79, so that 80 columns suffice. A terminal that is
+/// narrower sees the left part.
 const EVENT_WIDTH: usize = 17;
 const CELL_WIDTH: usize = 13;
 /// More failures than this are told by their number.
 const MAX_MARKS: usize = 4;
+/// How to read the table.
+const LEGEND: &str = "✓ accepted   ✗ attempt that failed   · not subscribed";
+/// Hides the cursor, which would dance over the table, and shows it again.
+const HIDE_CURSOR: &str = "\x1b[?25l";
+const SHOW_CURSOR: &str = "\x1b[?25h";
 
 /// The table and where it stands on the screen.
 pub(super) struct Board {
@@ -32,10 +38,11 @@ pub(super) struct Board {
 impl Board {
     /// A table without events.
     pub(super) fn new(output: Output, subscriptions: &[(String, String); 4]) -> Self {
-        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        // Heading, events, and what stands below them.
+        let lines = SCENES.len() + 5;
         Self {
             output,
-            is_live: std::io::stdout().is_terminal() && !dumb,
+            is_live: output.is_redrawable(lines),
             drawn: 0,
             start: time::now(),
             subscriptions: subscriptions.clone().map(|(id, _)| id),
@@ -96,9 +103,10 @@ impl Board {
         if !self.is_live {
             return Ok(());
         }
-        let lines = self.lines(ledger);
-        // Without automatic wrapping a narrow terminal cuts lines, and the count stays right.
-        let mut frame = "\x1b[?7l".to_owned();
+        let mut lines = self.lines(ledger);
+        lines.push(self.counts(ledger));
+        // A terminal that was made narrower meanwhile must not wrap: the count of lines stays right.
+        let mut frame = format!("{HIDE_CURSOR}\x1b[?7l");
         if self.drawn > 0 {
             frame = format!("{frame}\x1b[{}A", self.drawn);
         }
@@ -107,9 +115,21 @@ impl Board {
         }
         frame.push_str("\x1b[?7h");
         self.drawn = lines.len();
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(frame.as_bytes())?;
-        Ok(stdout.flush()?)
+        write(&frame)
+    }
+
+    /// What has happened up to now, in one line.
+    fn counts(&self, ledger: &Ledger) -> String {
+        let elapsed = time::now().since(self.start).as_secs_f64();
+        let ended = ledger.all().filter(|delivery| has_ended(delivery)).count();
+        let text = format!(
+            "  {elapsed:.1} s   {} of {} events   {} deliveries, {ended} ended   {} retries",
+            self.events.len(),
+            SCENES.len(),
+            ledger.all().count(),
+            ledger.retries(),
+        );
+        self.output.paint(Style::Accent, &table::clip(&text, self.output.width()))
     }
 
     /// Draws the table as it is at the end, on a terminal or not.
@@ -118,7 +138,8 @@ impl Board {
     /// When nobody reads.
     pub(super) fn finish(&mut self, ledger: &Ledger) -> Result<(), Error> {
         if self.is_live {
-            return self.draw(ledger);
+            self.draw(ledger)?;
+            return write(SHOW_CURSOR);
         }
         self.output.line("")?;
         self.lines(ledger).iter().try_for_each(|line| self.output.line(line))
@@ -146,8 +167,26 @@ impl Board {
             line.truncate(line.trim_end().len());
             lines.push(line);
         }
-        lines
+        lines.push(String::new());
+        lines.push(format!("  {}", self.output.paint(Style::Dim, LEGEND)));
+        let width = self.output.width();
+        lines.iter().map(|line| table::clip(line, width)).collect()
     }
+}
+
+impl Drop for Board {
+    fn drop(&mut self) {
+        if self.is_live && self.drawn > 0 {
+            // Also after Ctrl-C. Whether anybody still reads does not matter.
+            let _ = write(SHOW_CURSOR);
+        }
+    }
+}
+
+fn write(text: &str) -> Result<(), Error> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
 }
 
 /// A delivery in a few characters: a mark per attempt, and how it stands.

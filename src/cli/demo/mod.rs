@@ -1,7 +1,7 @@
 //! `tidings demo`: the main job in one command, and a smoke test of the whole.
 //!
 //! Starts the real service in this process, on free ports and with its data in a temporary folder;
-//! three receivers; a tenant with four subscriptions. Emits events through gRPC, shows each delivery
+//! three receivers; a tenant with four subscriptions and a contact who gets mail. Emits events through gRPC, shows each delivery
 //! as `WatchDeliveries` tells it, then measures a burst. Everything goes over real sockets, and what
 //! is said at the end was checked: the exit code is 1 when anything did not come as it should.
 
@@ -14,7 +14,7 @@ mod scene;
 mod service;
 mod words;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -25,21 +25,26 @@ use tonic::Request;
 
 use super::Error;
 use super::client::{Client, Connection};
-use super::output::{Options, Output, time};
+use super::output::{Options, Output, Style, table, time};
 use crate::api::proto::{EmitRequest, emit_request};
+use crate::domain::id::{SubscriptionId, TenantId};
 use crate::domain::trace::TraceContext;
 use crate::shutdown::Signals;
 use board::Board;
 use burst::Accepted;
 use ledger::{Changes, Ledger, has_ended};
 use receivers::Receivers;
-use report::{Report, burst_succeeded, worth_a_look};
+use report::{Mail, Report, burst_succeeded, worth_a_look};
 use scene::{PARTS, SCENES};
 use service::{Folder, Service};
 use words::{introduce, suggest, verdict};
 
-/// Between two events, and between two pictures: slow enough to be seen.
+/// Between two pictures.
 const BEAT: Duration = Duration::from_millis(100);
+/// Between two events: slow enough to be seen.
+const PACE: Duration = Duration::from_millis(250);
+/// How long the bar is that shows how far the burst has come.
+const BAR: usize = 30;
 /// Longest that the ten events may take.
 const STORY_LIMIT: Duration = Duration::from_secs(20);
 /// Longest that the burst may take.
@@ -49,7 +54,7 @@ const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
-  tidings demo                 everything, in about ten seconds; leaves nothing behind
+  tidings demo                 everything, in a few seconds; leaves only its mail behind
   tidings demo --keep          leaves it running, with commands to try
   tidings demo --burst 20000   measures for longer
 
@@ -125,17 +130,40 @@ async fn play(args: &Args, output: Output, stage: &Stage) -> Result<(), Error> {
     }
 
     let forged_status = receivers.forge(time::now()).await?;
-    let report =
-        Report { board: &board, ledger: &ledger, receivers, burst: None, trace, forged_status };
+    let mail = Mail { folder: &stage.folder, subscription_id: contact_id(&cast.tenant.id)? };
+    let report = Report {
+        board: &board,
+        ledger: &ledger,
+        receivers,
+        burst: None,
+        trace,
+        forged_status,
+        mail: &mail,
+    };
     let burst = if args.burst > 0 && report.problems().is_empty() {
         Some(measure(output, &client, args.burst, &mut changes, &mut ledger, receivers).await?)
     } else {
         None
     };
-    let report = Report { board: &board, ledger: &ledger, receivers, burst, trace, forged_status };
+    let report = Report {
+        board: &board,
+        ledger: &ledger,
+        receivers,
+        burst,
+        trace,
+        forged_status,
+        mail: &mail,
+    };
     report.print(output, time::now().since(start))?;
     verdict(output, &report.problems())?;
     suggest(args, output, stage, &cast, &worth_a_look(&board, &ledger))
+}
+
+/// The id under which the tenant's contact gets its mail.
+fn contact_id(tenant_id: &str) -> Result<String, Error> {
+    let tenant_id =
+        TenantId::parse(tenant_id).map_err(|error| Error::failure(error.to_string()))?;
+    Ok(SubscriptionId::of_primary_contact(tenant_id).to_string())
 }
 
 /// Emits the ten events, one after another, and shows what becomes of them until all have ended.
@@ -147,8 +175,7 @@ async fn tell(
     ledger: &mut Ledger,
 ) -> Result<(), Error> {
     let expected: usize = SCENES.iter().map(|scene| wanted_by(scene.event_type)).sum();
-    let mut beat = tokio::time::interval(BEAT);
-    board.draw(ledger)?;
+    let (mut beat, mut pace) = (tokio::time::interval(BEAT), tokio::time::interval(PACE));
     loop {
         tokio::select! {
             change = changes.next() => {
@@ -157,10 +184,8 @@ async fn tell(
                     board.tell(&delivery)?;
                 }
             }
-            _ = beat.tick() => {
-                emit_next(client, trace, board).await?;
-                board.draw(ledger)?;
-            }
+            _ = pace.tick() => emit_next(client, trace, board).await?,
+            _ = beat.tick() => board.draw(ledger)?,
         }
         let ended = ledger.all().filter(|delivery| has_ended(delivery)).count();
         if board.events().len() == SCENES.len() && ended >= expected {
@@ -199,7 +224,22 @@ async fn emit_next(client: &Client, trace: TraceContext, board: &mut Board) -> R
 }
 
 fn wanted_by(event_type: &str) -> usize {
-    PARTS.iter().filter(|part| part.wants(event_type)).count()
+    // And the tenant's contact, by mail.
+    PARTS.iter().filter(|part| part.wants(event_type)).count() + 1
+}
+
+/// How far the burst has come: `━━━━━━────  1,285 of 2,000 delivered`.
+fn bar(output: Output, delivered: usize, count: usize) -> String {
+    let full = (BAR * delivered / count.max(1)).min(BAR);
+    let number = |count: usize| burst::grouped(u64::try_from(count).unwrap_or(u64::MAX));
+    let line = format!(
+        "  burst  {}{}  {} of {} delivered",
+        output.paint(Style::Good, &"━".repeat(full)),
+        output.paint(Style::Dim, &"─".repeat(BAR - full)),
+        number(delivered),
+        number(count),
+    );
+    table::clip(&line, output.width())
 }
 
 /// Emits the burst and waits until the service has recorded each delivery as succeeded, or time is
@@ -212,8 +252,9 @@ async fn measure(
     ledger: &mut Ledger,
     receivers: &Receivers,
 ) -> Result<Accepted, Error> {
+    let is_live = output.is_redrawable(1);
     let progress = |text: &str| {
-        if std::io::stdout().is_terminal() && output.is_colored() {
+        if is_live {
             let mut stdout = std::io::stdout().lock();
             // Progress is decoration: whether anybody sees it does not matter.
             let _ = write!(stdout, "\r\x1b[2K{text}").and_then(|()| stdout.flush());
@@ -231,7 +272,7 @@ async fn measure(
             }
             _ = beat.tick() => {
                 let delivered = receivers.seen().burst_count;
-                progress(&format!("  burst: {delivered} of {count} delivered"));
+                progress(&bar(output, delivered, count));
                 let is_done = |accepted: &Accepted| burst_succeeded(ledger) >= accepted.count();
                 if let Some(accepted) = accepted.take_if(|accepted| is_done(accepted)) {
                     progress("");

@@ -38,9 +38,9 @@ impl Role {
     /// What it does, for people.
     pub(super) const fn describe(self) -> &'static str {
         match self {
-            Self::Good => "accepts",
-            Self::Flaky => "fails twice, then accepts",
-            Self::Refusing => "always refuses",
+            Self::Good => "accepts all",
+            Self::Flaky => "fails twice",
+            Self::Refusing => "refuses all",
         }
     }
 

@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use super::super::Error;
-use super::super::output::{Output, Style, time};
+use super::super::output::{Output, Style, table, time};
 use super::board::Board;
 use super::burst::{self, Accepted, grouped, rate};
 use super::ledger::{Ledger, has_ended};
 use super::receivers::{Receivers, Role};
-use super::scene::{BURST_TYPE, PARTS, SCENES};
+use super::scene::{BURST_TYPE, CONTACT, PARTS, SCENES};
+use super::service::Folder;
 use crate::api::proto::{Delivery, DeliveryState};
 use crate::domain::trace::TraceContext;
+
+/// The columns before a value: the margin, the longest label and a gap.
+const MARGIN: usize = 14;
 
 /// Everything that was seen.
 pub(super) struct Report<'a> {
@@ -23,6 +27,26 @@ pub(super) struct Report<'a> {
     pub(super) trace: TraceContext,
     /// What a forged request was answered with.
     pub(super) forged_status: u16,
+    /// The mail to the tenant's contact.
+    pub(super) mail: &'a Mail<'a>,
+}
+
+/// What the tenant's contact got by mail.
+pub(super) struct Mail<'a> {
+    pub(super) folder: &'a Folder,
+    /// Under which its deliveries are.
+    pub(super) subscription_id: String,
+}
+
+impl Mail<'_> {
+    fn delivery<'l>(&self, ledger: &'l Ledger, event_id: &str) -> Option<&'l Delivery> {
+        ledger.get(event_id, &self.subscription_id)
+    }
+
+    /// Whether a message is where it should be.
+    fn has_come(&self, delivery: &Delivery) -> bool {
+        delivery.state() == DeliveryState::Succeeded && self.folder.message(&delivery.id).is_file()
+    }
 }
 
 impl Report<'_> {
@@ -48,7 +72,25 @@ impl Report<'_> {
             }
         }
         problems.extend(self.problems_of_receivers());
+        for (scene, event_id) in SCENES.iter().zip(self.board.events()) {
+            let delivery = self.mail.delivery(self.ledger, event_id);
+            if !delivery.is_some_and(|delivery| self.mail.has_come(delivery)) {
+                problems.push(format!("{} to {CONTACT}: no message came", scene.event_type));
+            }
+        }
         problems
+    }
+
+    /// How many messages came, and one to open.
+    fn mailed(&self, output: Output) -> String {
+        let ids = self.board.events().iter();
+        let mut mails = ids.filter_map(|id| self.mail.delivery(self.ledger, id));
+        let count = mails.clone().filter(|delivery| self.mail.has_come(delivery)).count();
+        let one =
+            mails.next_back().map(|it| self.mail.folder.message(&it.id).display().to_string());
+        let count = output.paint(Style::Good, &count.to_string());
+        let open = output.paint(Style::Dim, "to open:");
+        format!("{count} messages to {CONTACT}, text and HTML\n{open} {}", one.unwrap_or_default())
     }
 
     fn problem_of(&self, delivery: &Delivery, number: usize) -> Option<String> {
@@ -110,6 +152,7 @@ impl Report<'_> {
         output.line(&format!("{} {took}", output.paint(Style::Strong, "Summary")))?;
         let mut lines = vec![("deliveries", self.deliveries(output))];
         lines.extend(self.speed(output).into_iter().flatten());
+        lines.push(("mail", self.mailed(output)));
         lines.push(("retries", self.retries()));
         lines.push(("signatures", self.signatures(output)));
         lines.push(("trace", self.traced(output)));
@@ -132,7 +175,7 @@ impl Report<'_> {
         let others = self.ledger.all().count() - succeeded - open - refused;
         let counts = [
             (succeeded, Style::Good, "succeeded"),
-            (refused, Style::Error, "given up: `ops` always refuses"),
+            (refused, Style::Error, "given up, as `ops` refuses all"),
             (others, Style::Error, "ended otherwise"),
             (open, Style::Pending, "not ended"),
         ];
@@ -152,36 +195,33 @@ impl Report<'_> {
 
     fn speed(&self, output: Output) -> Option<[(&'static str, String); 2]> {
         let accepted = self.burst.as_ref()?;
-        let per_second = |count, duration| {
+        let of = |count, duration, details: &[&str]| {
             let rate = format!("{} events/s", grouped(rate(count, duration)));
-            output.paint(Style::Accent, &rate)
+            let detail = |text: &&str| {
+                let lines = table::wrap(text, output.width().saturating_sub(MARGIN));
+                let lines = lines.iter().map(|line| output.paint(Style::Dim, line));
+                lines.collect::<Vec<_>>().join("\n")
+            };
+            let details: Vec<_> = details.iter().map(detail).collect();
+            format!("{}\n{}", output.paint(Style::Accent, &rate), details.join("\n"))
         };
         let seen = self.receivers.seen();
         let until_end = seen.burst_end.map(|end| end.since(accepted.start)).unwrap_or_default();
-        let detail = |text: String| output.paint(Style::Dim, &text);
+        let callers = format!(
+            "{} events from {} callers: half within {}, 99 % within {}",
+            grouped(u64::try_from(accepted.count()).unwrap_or(u64::MAX)),
+            burst::CALLERS.min(accepted.count()),
+            time::coarse(accepted.percentile(50)),
+            time::coarse(accepted.percentile(99)),
+        );
+        let durable = "each on disk before it was acknowledged";
+        let mut details = vec!["each signed, sent, and verified by its receiver"];
+        if cfg!(debug_assertions) {
+            details.push("this is a debug build: with `cargo run --release` it is faster");
+        }
         Some([
-            (
-                "accepted",
-                format!(
-                    "{}  {}",
-                    per_second(accepted.count(), accepted.duration),
-                    detail(format!(
-                        "{} events, {} callers; half within {}, 99 % within {}",
-                        grouped(u64::try_from(accepted.count()).unwrap_or(u64::MAX)),
-                        burst::CALLERS,
-                        time::coarse(accepted.percentile(50)),
-                        time::coarse(accepted.percentile(99)),
-                    ))
-                ),
-            ),
-            (
-                "delivered",
-                format!(
-                    "{}  {}",
-                    per_second(seen.burst_count, until_end),
-                    detail("each on disk before it was acknowledged, signed, verified".to_owned()),
-                ),
-            ),
+            ("accepted", of(accepted.count(), accepted.duration, &[durable, &callers])),
+            ("delivered", of(seen.burst_count, until_end, &details)),
         ])
     }
 

@@ -23,6 +23,8 @@ const WAITS: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
 /// Most requests at the same time to one receiver: the burst at the end should not wait for turns.
 const MAX_IN_FLIGHT: i32 = 256;
+/// Who gets every event by mail, but for the burst.
+pub(super) const CONTACT: &str = "ops@acme.example";
 /// The type of the events in the burst. Only `*` matches it.
 pub(super) const BURST_TYPE: &str = "usage.recorded";
 
@@ -146,6 +148,8 @@ pub(super) async fn cast(operator: &Client) -> Result<Cast, Error> {
         display_name: "Acme".into(),
         environment: "production".into(),
         account_id: Some(42),
+        primary_contact: CONTACT.into(),
+        primary_contact_exclusions: vec![BURST_TYPE.into()],
         retry_policy: Some(policy(3)),
         ..Tenant::default()
     };

@@ -14,7 +14,10 @@ use crate::store::Store;
 /// How many names are tried for the folder: others may run a demo too.
 const NAMES: u32 = 1_000;
 
-/// A folder that is removed when it goes out of scope, unless it is kept.
+/// Where the messages are in the folder: they can be opened when all is over.
+const MAIL: &str = "mail";
+
+/// A folder that is removed when it goes out of scope, but for the mail, unless it is kept.
 pub(super) struct Folder {
     path: PathBuf,
     is_kept: bool,
@@ -50,13 +53,30 @@ impl Folder {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Where the message of a delivery is.
+    pub(super) fn message(&self, delivery_id: &str) -> PathBuf {
+        self.path.join(MAIL).join(format!("{delivery_id}.eml"))
+    }
+
+    fn clear(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_name() != MAIL {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
         if !self.is_kept {
             // What cannot be removed is left to whoever cleans the temporary files.
-            let _ = fs::remove_dir_all(&self.path);
+            let _ = self.clear();
+            // Only when no mail is in it.
+            let _ = fs::remove_dir(&self.path);
         }
     }
 }
@@ -98,8 +118,11 @@ impl Service {
 /// The options, whatever stands in the caller's own variables and files.
 fn environment(folder: &Path) -> Environment {
     let database_url = format!("sqlite://{}", folder.join("tidings.db").display());
+    let smtp_url = format!("file://{}", folder.join(MAIL).display());
     let variables = [
         ("TIDINGS_DATABASE_URL", database_url.as_str()),
+        ("TIDINGS_SMTP_URL", smtp_url.as_str()),
+        ("TIDINGS_MAIL_FROM", "Acme <no-reply@acme.example>"),
         ("TIDINGS_GRPC_ADDR", "127.0.0.1:0"),
         ("TIDINGS_HTTP_ADDR", "127.0.0.1:0"),
         ("TIDINGS_ALLOW_CIDRS", "127.0.0.0/8"),
@@ -108,7 +131,7 @@ fn environment(folder: &Path) -> Environment {
     ];
     let variables: BTreeMap<_, _> =
         variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    Environment { variables, folder: folder.to_owned() }
+    Environment { variables, folder: folder.to_owned(), ..Environment::default() }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the demo says before and after.
 
 use super::super::Error;
-use super::super::output::{Output, Style, Table, names};
+use super::super::output::{self, Output, Style, Table, names, table};
 use super::scene::{Cast, PARTS};
 use super::{Args, Stage};
 use crate::api::proto::{Delivery, PayloadFormat, SignatureScheme};
@@ -12,7 +12,7 @@ use crate::api::proto::{Delivery, PayloadFormat, SignatureScheme};
 /// When nobody reads.
 pub(super) fn introduce(output: Output, stage: &Stage, cast: &Cast) -> Result<(), Error> {
     let (service, folder) = (&stage.service, stage.folder.path().display());
-    let title = "One Emit becomes signed webhooks: retried, recorded, watched.";
+    let title = "One Emit becomes signed webhooks and mail: retried, recorded, watched.";
     output.line(&format!("{}  {title}", output.paint(Style::Strong, "Tidings")))?;
     output.line("")?;
     output.fields(&[
@@ -21,25 +21,32 @@ pub(super) fn introduce(output: Output, stage: &Stage, cast: &Cast) -> Result<()
         ("  tenant", format!("{} {}", cast.tenant.display_name, cast.tenant.id)),
     ])?;
     output.line("")?;
-    let mut table = Table::new(&["SUBSCRIBER", "IS TOLD OF", "FORMAT", "SIGNATURE", "AND"]);
+    let parts = parts().lines(output.is_colored());
+    for line in parts {
+        output.line(&table::clip(&format!("  {line}"), output.width()))?;
+    }
+    output.line("")
+}
+
+/// Who subscribes: narrow enough for 80 columns.
+fn parts() -> Table {
+    let mut parts = Table::new(&["SUBSCRIBER", "WANTS", "BODY", "SIGNED", "ITS RECEIVER"]);
     for part in &PARTS {
-        let signatures = part.signatures.iter().map(|scheme| match scheme {
-            SignatureScheme::StandardWebhooks => "webhook-signature",
-            _ => "x-signature",
-        });
-        let signatures: Vec<_> = signatures.collect();
-        table.row([
+        let signed = match part.signatures {
+            [SignatureScheme::StandardWebhooks] => "standard",
+            [_] => "hmac",
+            _ => "both ways",
+        };
+        parts.row([
             part.name.into(),
             part.patterns.join(" ").into(),
             names::plain::<PayloadFormat>(part.format.into()).into(),
-            if signatures.len() > 1 { "both" } else { signatures[0] }.into(),
+            signed.into(),
             part.role.describe().into(),
         ]);
     }
-    for line in table.lines(output.is_colored()) {
-        output.line(&format!("  {line}"))?;
-    }
-    output.line("")
+    parts.row(["contact".into(), "all of it".into(), "mail".into(), "-".into(), "a file".into()]);
+    parts
 }
 
 /// Says whether all is well.
@@ -66,7 +73,7 @@ pub(super) fn suggest(
     cast: &Cast,
     deliveries: &[&Delivery],
 ) -> Result<(), Error> {
-    let (program, service) = (program(), &stage.service);
+    let (program, service) = (output::program(), &stage.service);
     let command = |text: &str, why: &str| {
         let line = output.paint(Style::Accent, &format!("{program} {text}"));
         output.line(&format!("  {line}"))?;
@@ -87,7 +94,10 @@ pub(super) fn suggest(
         output.line(&format!("  {}", output.paint(Style::Accent, &variable)))?;
     }
     command("watch", "deliveries as they happen; leave it open in another terminal")?;
-    command("emit billing.paid --data '{\"invoice_id\":1043}'", "one event, two deliveries")?;
+    command(
+        "emit billing.paid --data '{\"invoice_id\":1043}'",
+        "one event, two webhooks and a mail",
+    )?;
     command("subscriptions list", "who is told of what")?;
     for delivery in deliveries {
         let why = format!("every attempt to deliver {}", delivery.event_type);
@@ -102,8 +112,15 @@ pub(super) fn suggest(
     ))
 }
 
-/// How this program was called, so that the commands can be copied.
-fn program() -> String {
-    let called = std::env::args().next().unwrap_or_default();
-    if called.contains('/') { called } else { "tidings".to_owned() }
+#[cfg(test)]
+mod tests {
+    use super::super::super::output::WIDTH;
+    use super::*;
+
+    #[test]
+    fn who_subscribes_fits_into_80_columns() {
+        for line in parts().lines(false) {
+            assert!(table::width(&line) + 2 < WIDTH, "{line}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Error;
 use super::output::{self, Output, Style, time};
-use crate::domain::channel::DEFAULT_SIGNATURE_HEADER;
+use crate::domain::signature::{HMAC_HEADER, PublicKey, STRIPE_HEADER};
 use crate::shutdown::Signals;
 use receiver::{Answer, Arrival};
 use verify::{Verdict, Verifier};
@@ -25,9 +25,14 @@ const WAITING: usize = 64;
 const EXAMPLES: &str = "\
 Examples:
   tidings listen --secret whsec_…                    verify; answer 401 to what is not signed right
+  tidings listen --public-key whpk_…                verify standard-webhooks-ed25519 without a secret
   tidings listen --port 9000 --fail-first 2          fail the first 2 attempts of every delivery
   tidings listen --status 503 --delay 2s             a slow receiver in trouble
   tidings listen --json | jq -r .body                one JSON document per request
+
+Every signature that is there must be right, and one at least must be there: webhook-signature \
+(v1 with the secret, v1a with the public key), X-Signature, X-Hub-Signature-256, Stripe-Signature. \
+Timestamps may be 5 minutes old. `docs/webhooks.md` has the same in Python, Node.js, Go and Rust.
 
 Let the service reach this machine, and point a subscription here:
   tidings serve --allow-cidr 127.0.0.0/8 --allow-http
@@ -57,9 +62,21 @@ pub struct Args {
         value_delimiter = ','
     )]
     secrets: Vec<String>,
+    /// A public key, for `standard-webhooks-ed25519`; may be given several times
+    #[arg(
+        long = "public-key",
+        value_name = "WHPK",
+        env = "TIDINGS_WEBHOOK_PUBLIC_KEY",
+        value_delimiter = ',',
+        value_parser = str::parse::<PublicKey>
+    )]
+    public_keys: Vec<PublicKey>,
     /// The header of the plain HMAC signature
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_SIGNATURE_HEADER)]
+    #[arg(long, value_name = "NAME", default_value = HMAC_HEADER)]
     signature_header: String,
+    /// The header of the signature in Stripe's form
+    #[arg(long, value_name = "NAME", default_value = STRIPE_HEADER)]
+    stripe_signature_header: String,
     /// The status to answer with
     #[arg(long, value_name = "STATUS", default_value = "200", value_parser = parse_status)]
     status: StatusCode,
@@ -98,9 +115,9 @@ pub async fn run(args: Args) -> Result<ExitCode, Error> {
         Error::failure(format!("cannot listen on {address}: {error}"))
             .hint("--port 0 takes a free port")
     })?;
-    welcome(output, &args, listener.local_addr()?);
-    let (sender, arrivals) = mpsc::channel(WAITING);
     let behaviour = Behaviour::of(&args);
+    welcome(output, &behaviour.verifier, listener.local_addr()?);
+    let (sender, arrivals) = mpsc::channel(WAITING);
     let server = receiver::serve(listener, move |arrival| {
         let (behaviour, sender) = (behaviour.clone(), sender.clone());
         async move { behaviour.receive(arrival, &sender).await }
@@ -147,7 +164,12 @@ struct Behaviour {
 impl Behaviour {
     fn of(args: &Args) -> Self {
         let secrets = args.secrets.iter().filter(|secret| !secret.is_empty()).cloned().collect();
-        let verifier = Verifier { secrets, signature_header: args.signature_header.clone() };
+        let verifier = Verifier {
+            secrets,
+            public_keys: args.public_keys.clone(),
+            signature_header: args.signature_header.clone(),
+            stripe_signature_header: args.stripe_signature_header.clone(),
+        };
         let (status, fail_first, delay) = (args.status, args.fail_first, args.delay);
         Self { verifier, status, fail_first, delay }
     }
@@ -173,14 +195,16 @@ impl Behaviour {
     }
 }
 
-fn welcome(output: Output, args: &Args, address: SocketAddr) {
+fn welcome(output: Output, verifier: &Verifier, address: SocketAddr) {
     if output.is_json() {
         output.note(&format!("listening on http://{address}/"));
         return;
     }
-    let checks = match args.secrets.len() {
-        0 => output.paint(Style::Pending, "signatures are not verified (give --secret)"),
-        _ => output.paint(Style::Good, "signatures are verified"),
+    let checks = if verifier.is_blind() {
+        let advice = "signatures are not verified (give --secret or --public-key)";
+        output.paint(Style::Pending, advice)
+    } else {
+        output.paint(Style::Good, "signatures are verified")
     };
     output.note(&format!("listening on http://{address}/ · {checks} · Ctrl-C ends"));
 }
@@ -209,7 +233,7 @@ mod tests {
 
     #[test]
     fn the_first_attempts_fail_when_asked() {
-        let verifier = Verifier { secrets: Vec::new(), signature_header: String::new() };
+        let verifier = Verifier::new(Vec::new(), Vec::new());
         let behaviour = Behaviour {
             verifier,
             status: StatusCode::NO_CONTENT,

@@ -57,7 +57,8 @@ messages! {
     proto::Tenant {
         id: Plain, display_name: Plain, environment: Plain, account_id: OptionalInt64,
         primary_contact: Plain, webhook_url: Plain, labels: TextMap, retry_policy: Nested,
-        create_time: Time, update_time: Time, etag: Plain,
+        create_time: Time, update_time: Time, etag: Plain, locale: Plain, time_zone: Plain,
+        primary_contact_exclusions: Plain,
     }
     proto::ApiKey {
         id: Plain, tenant_id: Plain, display_name: Plain, prefix: Plain, scopes: Plain,
@@ -69,6 +70,7 @@ messages! {
         status: Enum<proto::EventTypeStatus>, json_schema: Plain,
         retry_policy: Nested, recommended_channels: Enums<proto::Channel>,
         guidance: Plain, create_time: Time, update_time: Time, etag: Plain,
+        email_template: Plain,
     }
     proto::RetryPolicy { max_retries: Optional, backoff: Member, jitter: Optional }
     proto::retry_policy::Exponential {
@@ -80,14 +82,21 @@ messages! {
         state: Enum<proto::SubscriptionState>,
         disable_reason: Enum<proto::DisableReason>, channel: Member,
         retry_policy: Nested, labels: TextMap, create_time: Time, update_time: Time,
-        etag: Plain,
+        etag: Plain, signing_public_keys: Plain, health: Nested,
+    }
+    proto::EndpointHealth {
+        state: Enum<proto::EndpointState>, consecutive_failures: Plain, failing_since: Time,
+        next_probe_time: Time, last_error_kind: Enum<proto::ErrorKind>,
     }
     proto::WebhookChannel {
         url: Plain, signatures: Enums<proto::SignatureScheme>, signature_header: Plain,
         payload_format: Enum<proto::PayloadFormat>, headers: TextMap,
         timeout: Seconds, max_in_flight: Plain, max_requests_per_second: Plain,
+        stripe_signature_header: Plain,
     }
-    proto::EmailChannel { recipients: Plain, template: Plain, reply_to: Plain }
+    proto::EmailChannel { recipients: Plain, template: Plain, reply_to: Plain, digest: Nested }
+    proto::EmailDigest { interval: Seconds, max_per_hour: Plain }
+    proto::PreviewEmailResponse { subject: Plain, text: Plain, html: Plain }
     proto::SubscriptionStats {
         start_time: Time, end_time: Time, delivery_counts: List,
         attempt_count: Int64, success_rate: Optional, consecutive_failures: Int64,
@@ -102,14 +111,18 @@ messages! {
         failure_reason: Enum<proto::FailureReason>, attempt_count: Plain,
         next_attempt_time: Time, last_attempt: Nested, trace_id: Plain, revision: Int64,
         create_time: Time, update_time: Time, expire_time: Time,
-        recover_time: Time,
+        recover_time: Time, interrupted_count: Plain,
     }
     proto::Attempt {
         delivery_id: Plain, number: Plain, trigger: Enum<proto::AttemptTrigger>,
         start_time: Time, duration: Seconds, http_status: Plain, request_headers: List,
         response_headers: List, response_body: Bytes, smtp_reply: Plain,
         error_kind: Enum<proto::ErrorKind>, error_message: Plain, trace_id: Plain,
-        span_id: Plain,
+        span_id: Plain, timings: Nested,
+    }
+    proto::AttemptTimings {
+        dns: Seconds, connect: Seconds, tls: Seconds, first_byte: Seconds,
+        connection_reused: Plain,
     }
     proto::Header { name: Plain, value: Plain }
     proto::EmitResponse { event_id: Plain, delivery_count: Plain, duplicate: Plain }
@@ -129,11 +142,21 @@ messages! {
     proto::CreateApiKeyResponse { api_key: Nested, secret: Plain }
     proto::RevokeApiKeyResponse { api_key: Nested }
     proto::ListApiKeysResponse { api_keys: List, next_page_token: Plain }
+    proto::Suppression {
+        tenant_id: Plain, address: Plain, subscription_id: Plain,
+        reason: Enum<proto::SuppressionReason>, detail: Plain, delivery_id: Plain,
+        create_time: Time,
+    }
+    proto::ListSuppressionsResponse { suppressions: List, next_page_token: Plain }
+    proto::CreateSuppressionResponse { suppression: Nested }
+    proto::ReportFeedbackResponse { outcome: Enum<proto::FeedbackOutcome>, suppression: Nested }
     proto::CreateEventTypeResponse { event_type: Nested }
     proto::GetEventTypeResponse { event_type: Nested }
     proto::UpdateEventTypeResponse { event_type: Nested }
     proto::ListEventTypesResponse { event_types: List, next_page_token: Plain }
-    proto::CreateSubscriptionResponse { subscription: Nested, signing_secret: Plain }
+    proto::CreateSubscriptionResponse {
+        subscription: Nested, signing_secret: Plain, signing_public_key: Plain,
+    }
     proto::GetSubscriptionResponse { subscription: Nested }
     proto::UpdateSubscriptionResponse { subscription: Nested }
     proto::PauseSubscriptionResponse { subscription: Nested }
@@ -141,6 +164,7 @@ messages! {
     proto::ListSubscriptionsResponse { subscriptions: List, next_page_token: Plain }
     proto::RotateSecretResponse {
         subscription: Nested, signing_secret: Plain, previous_expire_time: Time,
+        signing_public_key: Plain,
     }
     proto::TestSubscriptionResponse { attempt: Nested, event_id: Plain }
     proto::GetSubscriptionStatsResponse { stats: Nested }
@@ -162,6 +186,7 @@ macro_rules! empty_messages {
 
 empty_messages! {
     proto::DeleteTenantResponse, proto::DeleteEventTypeResponse, proto::DeleteSubscriptionResponse,
+    proto::DeleteSuppressionResponse,
 }
 
 /// How fields of the type `V` are written.

@@ -21,10 +21,13 @@ pub use table::{Cell, Table};
 
 use super::error::Error;
 
+/// How wide lines may be where no terminal says it.
+pub const WIDTH: usize = 80;
+
 /// The options of every command that writes something.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Options {
-    /// Write JSON: the contract's messages, one document, or one per line for streams
+    /// Write JSON for programs: one document, or one per line where there may be many
     #[arg(long, global = true, help_heading = "Output")]
     pub json: bool,
 }
@@ -50,6 +53,17 @@ impl Output {
     /// Whether colour is wanted.
     pub const fn is_colored(self) -> bool {
         self.color
+    }
+
+    /// How many columns there are: the terminal's, and [`WIDTH`] where there is none.
+    pub fn width(self) -> usize {
+        terminal().map_or(WIDTH, |(columns, _)| columns)
+    }
+
+    /// Whether lines can be drawn over, on a terminal that has `lines` of them.
+    pub fn is_redrawable(self, lines: usize) -> bool {
+        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        !self.json && !is_dumb && terminal().is_some_and(|(_, rows)| rows > lines)
     }
 
     /// `text` in a style, when colour is wanted.
@@ -149,6 +163,17 @@ impl Output {
     }
 }
 
+/// The columns and rows of the terminal that standard output is, if it is one.
+fn terminal() -> Option<(usize, usize)> {
+    let stdout = std::io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let (columns, rows) = terminal_size::terminal_size_of(stdout)?;
+    // A terminal that does not know its size says 0.
+    Some((usize::from(columns.0), usize::from(rows.0))).filter(|(columns, _)| *columns > 0)
+}
+
 /// What a command's result means for the process: a reader that has gone away is no failure.
 ///
 /// # Errors
@@ -171,4 +196,37 @@ pub fn labels<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) ->
         labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
     pairs.sort();
     table::printable(&pairs.join(" "))
+}
+
+/// How this program was called, so that the commands that we show can be copied.
+pub fn program() -> String {
+    let called = std::env::args().next().unwrap_or_default();
+    if called.contains('/') { quoted(&called) } else { "tidings".to_owned() }
+}
+
+/// `text` as one word of a POSIX shell's command line.
+pub fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell_where_they_must_be() {
+        for (text, word) in [
+            ("ten_1", "ten_1"),
+            ("a.*", "'a.*'"),
+            ("", "''"),
+            ("it's", r"'it'\''s'"),
+            ("$x", "'$x'"),
+        ] {
+            assert_eq!(quoted(text), word);
+        }
+    }
 }

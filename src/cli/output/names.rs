@@ -6,8 +6,9 @@
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use crate::api::proto::{
-    AttemptTrigger, Channel, DeliveryState, DisableReason, ErrorKind, EventTypeStatus,
-    FailureReason, PayloadFormat, SignatureScheme, SubscriptionState,
+    AttemptTrigger, Channel, DeliveryState, DisableReason, EndpointState, ErrorKind,
+    EventTypeStatus, FailureReason, FeedbackOutcome, PayloadFormat, SignatureScheme,
+    SubscriptionState, SuppressionReason,
 };
 
 /// An enumeration of the contract.
@@ -43,12 +44,15 @@ enumerations! {
     Channel: "CHANNEL_";
     DeliveryState: "DELIVERY_STATE_";
     DisableReason: "DISABLE_REASON_";
+    EndpointState: "ENDPOINT_STATE_";
     ErrorKind: "ERROR_KIND_";
     EventTypeStatus: "EVENT_TYPE_STATUS_";
     FailureReason: "FAILURE_REASON_";
+    FeedbackOutcome: "FEEDBACK_OUTCOME_";
     PayloadFormat: "PAYLOAD_FORMAT_";
     SignatureScheme: "SIGNATURE_SCHEME_";
     SubscriptionState: "SUBSCRIPTION_STATE_";
+    SuppressionReason: "SUPPRESSION_REASON_";
 }
 
 /// A value without its prefix: `SUCCEEDED`. Empty when unspecified, the number when unknown.
@@ -86,6 +90,9 @@ pub const DELIVERY_STATES: &[&str] = &[
     "suppressed",
     "held",
 ];
+/// All reasons why a delivery ended.
+pub const FAILURE_REASONS: &[&str] =
+    &["exhausted", "permanent", "subscription-deleted", "unsubscribed", "bounced", "quarantined"];
 /// All states of a subscription.
 pub const SUBSCRIPTION_STATES: &[&str] = &["active", "paused", "disabled"];
 /// All signature schemes.
@@ -122,6 +129,7 @@ mod tests {
     #[test]
     fn every_value_can_be_written_and_read() {
         all_known::<DeliveryState>(DELIVERY_STATES);
+        all_known::<FailureReason>(FAILURE_REASONS);
         all_known::<SubscriptionState>(SUBSCRIPTION_STATES);
         all_known::<SignatureScheme>(SIGNATURE_SCHEMES);
         all_known::<PayloadFormat>(PAYLOAD_FORMATS);

@@ -100,6 +100,54 @@ pub fn fit(text: &str, columns: usize) -> String {
     format!("{kept}…")
 }
 
+/// A line, styled or not, cut with `…` so that it takes at most `columns`.
+pub fn clip(line: &str, columns: usize) -> String {
+    let (mut kept, mut used, mut cut_at) = (String::new(), 0, 0);
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        if c == '\x1b' {
+            // Colours end with a letter and take no room; those after the cut close what is open.
+            kept.push(c);
+            for code in chars.by_ref() {
+                kept.push(code);
+                if code.is_ascii_alphabetic() {
+                    break;
+                }
+            }
+            continue;
+        }
+        used += 1;
+        if used <= columns {
+            if used == columns {
+                cut_at = kept.len();
+            }
+            kept.push(c);
+        } else if used == columns + 1 {
+            let last = kept[cut_at..].chars().next().map_or(0, char::len_utf8);
+            kept.replace_range(cut_at..cut_at + last, "…");
+        }
+    }
+    if columns == 0 { String::new() } else { kept }
+}
+
+/// `text` in lines of at most `columns`, broken between words; a longer word stays whole, because a
+/// path or a command that is cut cannot be copied.
+pub fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let Some(line) = lines.last_mut() else { continue };
+        if line.is_empty() {
+            line.push_str(word);
+        } else if width(line) + 1 + width(word) <= columns {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
+}
+
 /// `text` without characters that a terminal would obey: what comes from outside must not move the
 /// cursor or change colours.
 pub fn printable(text: &str) -> String {
@@ -131,6 +179,23 @@ mod tests {
     fn foreign_text_cannot_steer_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\nc"), "a\u{fffd}[2Jb\u{fffd}c");
         assert_eq!(printable_lines("a\r\nb\x07"), "a\nb\u{fffd}");
+    }
+
+    #[test]
+    fn a_line_is_clipped_to_its_width_and_keeps_its_colours() {
+        assert_eq!(clip("größer", 6), "größer");
+        assert_eq!(clip("größer", 5), "größ…");
+        assert_eq!(clip("größer", 1), "…");
+        assert_eq!(clip("größer", 0), "");
+        assert_eq!(clip("\x1b[1mabc\x1b[0mdef", 6), "\x1b[1mabc\x1b[0mdef");
+        assert_eq!(clip("\x1b[1mabcdef\x1b[0m", 3), "\x1b[1mab…\x1b[0m");
+    }
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrap("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrap("a /long/path b", 5), ["a", "/long/path", "b"]);
+        assert_eq!(wrap("", 5), [""]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::super::output::{names, time};
 use super::retry::RetryOptions;
 use crate::api::proto::subscription::Channel;
 use crate::api::proto::{
-    EmailChannel, PayloadFormat, SignatureScheme, Subscription, WebhookChannel,
+    EmailChannel, EmailDigest, PayloadFormat, SignatureScheme, Subscription, WebhookChannel,
 };
 
 /// What a subscription is made of.
@@ -24,10 +24,8 @@ pub(super) struct Fields {
     labels: Vec<(String, String)>,
     #[command(flatten)]
     webhook: WebhookFields,
-    /// Tell by mail instead: an address; may be given several times
-    #[arg(long = "email", value_name = "ADDRESS", help_heading = "Mail",
-        conflicts_with_all = ["url", "signatures", "signature_header", "format", "headers"])]
-    recipients: Vec<String>,
+    #[command(flatten)]
+    mail: MailFields,
     #[command(flatten)]
     retry: RetryOptions,
 }
@@ -42,9 +40,12 @@ struct WebhookFields {
     #[arg(help_heading = "Webhook", long = "signature", value_delimiter = ',',
         value_parser = names::parser::<SignatureScheme>(names::SIGNATURE_SCHEMES))]
     signatures: Vec<SignatureScheme>,
-    /// The header of `hmac-sha256-hex` or `stripe` [default: the scheme's own]
+    /// The header of `hmac-sha256-hex` [default: X-Signature]
     #[arg(help_heading = "Webhook", long, value_name = "NAME")]
     signature_header: Option<String>,
+    /// The header of `stripe` [default: Stripe-Signature]
+    #[arg(help_heading = "Webhook", long, value_name = "NAME")]
+    stripe_signature_header: Option<String>,
     /// What the body looks like [default: standard]
     #[arg(help_heading = "Webhook", long, value_parser = names::parser::<PayloadFormat>(names::PAYLOAD_FORMATS))]
     format: Option<PayloadFormat>,
@@ -62,6 +63,35 @@ struct WebhookFields {
     max_requests_per_second: Option<f64>,
 }
 
+/// How messages are sent. None of this goes with what only requests have.
+#[derive(Debug, clap::Args)]
+struct MailFields {
+    /// Tell by mail instead: an address; may be given several times
+    #[arg(help_heading = "Mail", long = "email", value_name = "ADDRESS", conflicts_with_all = OF_REQUESTS)]
+    recipients: Vec<String>,
+    /// A file with a template in place of the event type's: see docs/email.md
+    #[arg(help_heading = "Mail", long, value_name = "FILE", value_parser = read_template, conflicts_with_all = OF_REQUESTS)]
+    template: Option<String>,
+    /// Where answers go [default: the sender]
+    #[arg(help_heading = "Mail", long, value_name = "ADDRESS", conflicts_with_all = OF_REQUESTS)]
+    reply_to: Option<String>,
+    /// One message for all that happens in a window of this length, such as 1h or 24h
+    #[arg(help_heading = "Mail", long, value_name = "DURATION", value_parser = time::parse_duration, conflicts_with_all = OF_REQUESTS)]
+    digest: Option<Duration>,
+    /// One message for a part of an hour: at most so many an hour
+    #[arg(help_heading = "Mail", long, value_name = "COUNT", conflicts_with = "digest", conflicts_with_all = OF_REQUESTS)]
+    max_per_hour: Option<i32>,
+}
+
+/// Flags that only requests have.
+const OF_REQUESTS: [&str; 6] =
+    ["url", "signatures", "signature_header", "stripe_signature_header", "format", "headers"];
+
+/// Reads a file with a template.
+fn read_template(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}
+
 impl Fields {
     /// The subscription, and the paths of the fields that are given.
     pub(super) fn subscription(self) -> (Subscription, Vec<&'static str>) {
@@ -71,14 +101,11 @@ impl Fields {
             ("event_types", !self.event_types.is_empty()),
             ("labels", !self.labels.is_empty()),
             ("retry_policy", retry_policy.is_some()),
-            ("email.recipients", !self.recipients.is_empty()),
         ];
         let (webhook, webhook_given) = self.webhook.channel();
-        let channel = if self.recipients.is_empty() {
-            Channel::Webhook(webhook)
-        } else {
-            Channel::Email(EmailChannel { recipients: self.recipients, ..EmailChannel::default() })
-        };
+        let (email, email_given) = self.mail.channel();
+        let channel =
+            if email_given.is_empty() { Channel::Webhook(webhook) } else { Channel::Email(email) };
         let subscription = Subscription {
             display_name: self.display_name.unwrap_or_default(),
             event_types: self.event_types,
@@ -87,7 +114,7 @@ impl Fields {
             channel: Some(channel),
             ..Subscription::default()
         };
-        (subscription, paths(given).chain(webhook_given).collect())
+        (subscription, paths(given).chain(webhook_given).chain(email_given).collect())
     }
 }
 
@@ -97,6 +124,7 @@ impl WebhookFields {
             ("webhook.url", self.url.is_some()),
             ("webhook.signatures", !self.signatures.is_empty()),
             ("webhook.signature_header", self.signature_header.is_some()),
+            ("webhook.stripe_signature_header", self.stripe_signature_header.is_some()),
             ("webhook.payload_format", self.format.is_some()),
             ("webhook.headers", !self.headers.is_empty()),
             ("webhook.timeout", self.timeout.is_some()),
@@ -112,6 +140,30 @@ impl WebhookFields {
             timeout: self.timeout.map(time::duration_to_proto),
             max_in_flight: self.max_in_flight.unwrap_or_default(),
             max_requests_per_second: self.max_requests_per_second.unwrap_or_default(),
+            stripe_signature_header: self.stripe_signature_header.unwrap_or_default(),
+        };
+        (channel, paths(given).collect())
+    }
+}
+
+impl MailFields {
+    fn channel(self) -> (EmailChannel, Vec<&'static str>) {
+        let has_digest = self.digest.is_some() || self.max_per_hour.is_some();
+        let given = [
+            ("email.recipients", !self.recipients.is_empty()),
+            ("email.template", self.template.is_some()),
+            ("email.reply_to", self.reply_to.is_some()),
+            ("email.digest", has_digest),
+        ];
+        let digest = has_digest.then(|| EmailDigest {
+            interval: self.digest.map(time::duration_to_proto),
+            max_per_hour: self.max_per_hour.unwrap_or_default(),
+        });
+        let channel = EmailChannel {
+            recipients: self.recipients,
+            template: self.template.unwrap_or_default(),
+            reply_to: self.reply_to.unwrap_or_default(),
+            digest,
         };
         (channel, paths(given).collect())
     }
@@ -151,6 +203,20 @@ mod tests {
         assert_eq!(subscription.event_types, ["a.*", "b"]);
         let Some(Channel::Webhook(webhook)) = subscription.channel else { panic!("no webhook") };
         assert_eq!(webhook.headers["X-A"], "b: c");
+
+        let (subscription, given) = parse(&[
+            "--signature",
+            "stripe,standard-webhooks-ed25519",
+            "--stripe-signature-header",
+            "X-B",
+            "--format",
+            "cloudevents-binary",
+        ]);
+        let paths = ["signatures", "stripe_signature_header", "payload_format"];
+        assert_eq!(given, paths.map(|path| format!("webhook.{path}")));
+        let Some(Channel::Webhook(webhook)) = subscription.channel else { panic!("no webhook") };
+        assert_eq!(webhook.stripe_signature_header, "X-B");
+        assert_eq!(webhook.signatures, [5, 2]);
     }
 
     #[test]
@@ -158,6 +224,12 @@ mod tests {
         let (subscription, given) = parse(&["--email", "a@example.com"]);
         assert_eq!(given, ["email.recipients"]);
         assert!(matches!(subscription.channel, Some(Channel::Email(_))));
+        let (subscription, given) = parse(&["--reply-to", "b@example.com", "--digest", "1h"]);
+        assert_eq!(given, ["email.reply_to", "email.digest"]);
+        let Some(Channel::Email(email)) = subscription.channel else { panic!("mail") };
+        assert_eq!(email.reply_to, "b@example.com");
+        assert_eq!(email.digest.and_then(|it| it.interval).map(|it| it.seconds), Some(3_600));
+        assert_eq!(parse(&["--max-per-hour", "4"]).1, ["email.digest"]);
         assert_eq!(parse(&[]).1, Vec::<&str>::new());
     }
 }

@@ -1,6 +1,7 @@
 //! `tidings subscriptions`: who is told of what, and where.
 
 mod fields;
+mod preview;
 pub mod retry;
 mod show;
 
@@ -10,8 +11,8 @@ use std::time::Duration;
 use fields::Fields;
 
 use super::Error;
+use super::attempt;
 use super::client::{Client, Connection, Paging, TenantOption, incomplete};
-use super::deliveries::{show_attempt, succeeded};
 use super::output::{self, Output, Style, names, time};
 use super::tenants::mask;
 use crate::api::proto::{
@@ -29,23 +30,42 @@ Examples:
   tidings subscriptions test sub_01k…           sends a signed ping and shows what came back
   tidings subscriptions list --state disabled
   tidings subscriptions update sub_01k… --timeout 5s --retry-schedule 10s,1m,10m
-  tidings subscriptions rotate-secret sub_01k… --overlap 48h
+  tidings subscriptions rotate-secret sub_01k… --overlap 48h      also `rotate`
   tidings subscriptions pause sub_01k…          keeps deliveries; `resume` sends them
   tidings subscriptions stats sub_01k… --window 7d
+  tidings subscriptions create --email ops@company.com -t 'billing.*'
+  tidings subscriptions preview --template paid.j2 --data '{\"amount\":1}' --html > paid.html
 
 The signing secret is printed when it is made, and never again. `tidings listen --secret …` is a \
 receiver that verifies it.";
 
 const CREATE_EXAMPLES: &str = "\
 Examples:
-  tidings subscriptions create --url https://hooks.company.com/tidings -t 'billing.*' -t user.created
+  tidings subscriptions create --url https://hooks.company.com/tidings -t 'user.*' -t run_failed
   tidings subscriptions create --url http://127.0.0.1:9000/ -t '*' --retry-schedule 1s,5s,30s
   tidings subscriptions create -t '*'           to the tenant's own webhook URL
   tidings subscriptions create --url https://old.company.com/hook?token=… -t run_failed \\
       --format flat --signature none --max-retries 0 --header 'X-Team: ops'
 
+  tidings subscriptions create --url https://hooks.company.com/tidings -t '*' \
+      --signature standard-webhooks,standard-webhooks-ed25519,github,stripe
+  tidings subscriptions create --url https://bus.company.com/events -t '*' --format cloudevents-binary
+
 Receivers check the signature with a library of https://www.standardwebhooks.com, or compare \
-X-Signature with the hex HMAC-SHA256 of the body.";
+X-Signature with the hex HMAC-SHA256 of the body. With standard-webhooks-ed25519 they need only the \
+public key, which `tidings subscriptions show` prints. `docs/webhooks.md` is written for them.";
+
+const ROTATE_EXAMPLES: &str = "\
+Examples:
+  tidings subscriptions rotate-secret sub_01k…               both secrets are valid for 24 hours
+  tidings subscriptions rotate-secret sub_01k… --overlap 72h
+  tidings subscriptions rotate-secret sub_01k… --overlap 0s  the old one has leaked: it ends now
+  tidings subscriptions rotate-secret sub_01k… --secret whsec_… --overlap 0s
+                                 all receivers know this new secret: end the overlap early
+
+While both are valid, standard-webhooks, standard-webhooks-ed25519 and stripe carry a signature by \
+each. hmac-sha256-hex and github can carry one alone: by the old secret, until the overlap ends. \
+Receivers of those must accept both before then.";
 
 /// Create and manage subscriptions.
 #[derive(Debug, clap::Args)]
@@ -92,7 +112,7 @@ enum Command {
         #[arg(long, value_name = "SECRET", default_value = "", hide_default_value = true)]
         secret: String,
     },
-    /// Change what is given, and leave the rest
+    /// Change what is given, and leave the rest; the defaults below are those of `create`
     Update {
         #[command(flatten)]
         id: Id,
@@ -117,14 +137,15 @@ enum Command {
     Pause(Id),
     /// Deliver again, beginning with what was kept
     Resume(Id),
-    /// Replace the signing secret and print the new one
+    /// Replace the signing secret and its Ed25519 key, and print what is new
+    #[command(visible_alias = "rotate", after_help = ROTATE_EXAMPLES)]
     RotateSecret {
         #[command(flatten)]
         id: Id,
         /// A signing secret of your own; otherwise one is made
         #[arg(long, value_name = "SECRET", default_value = "", hide_default_value = true)]
         secret: String,
-        /// For how long the old one stays valid beside it [default: 24h]
+        /// For how long the old one stays valid beside it: 0s to 7d [default: 24h]
         #[arg(long, value_name = "DURATION", value_parser = time::parse_duration)]
         overlap: Option<Duration>,
     },
@@ -136,6 +157,8 @@ enum Command {
         #[arg(long)]
         headers: bool,
     },
+    /// Show the mail that an event would make, without sending it
+    Preview(preview::Preview),
     /// Show how a subscription fared
     Stats {
         #[command(flatten)]
@@ -168,6 +191,7 @@ pub async fn run(args: Args) -> Result<ExitCode, Error> {
             session.rotate_secret(id, secret, overlap).await
         }
         Command::Test { id: Id { id }, headers } => session.test(id, headers).await,
+        Command::Preview(preview) => session.preview(preview).await,
         Command::Stats { id: Id { id }, window } => session.stats(id, window).await,
     })
 }
@@ -215,7 +239,8 @@ impl Session {
         let response = self.client.subscriptions().create_subscription(request).await?.into_inner();
         self.output.message(&response, |output, r| {
             shown(output, r.subscription.as_ref())?;
-            show_secret(output, &r.signing_secret)
+            show_secret(output, &r.signing_secret)?;
+            show_public_key(output, &r.signing_public_key)
         })
     }
 
@@ -266,6 +291,7 @@ impl Session {
         let response = self.client.subscriptions().rotate_secret(request).await?.into_inner();
         self.output.message(&response, |output, r| {
             show_secret(output, &r.signing_secret)?;
+            show_public_key(output, &r.signing_public_key)?;
             match output.time(r.previous_expire_time.as_ref()) {
                 end if end.is_empty() => output.line("The replaced secret is no longer valid."),
                 end => output.line(&format!("The replaced secret stops to be valid {end}.")),
@@ -277,8 +303,8 @@ impl Session {
         let request = TestSubscriptionRequest { tenant_id: self.tenant_id, subscription_id };
         let response = self.client.subscriptions().test_subscription(request).await?.into_inner();
         let attempt = response.attempt.clone().ok_or_else(|| incomplete("attempt"))?;
-        self.output.message(&response, |output, _| show_attempt(output, &attempt, headers))?;
-        succeeded(&attempt)
+        self.output.message(&response, |output, _| attempt::show(output, &attempt, headers))?;
+        attempt::succeeded(&attempt)
     }
 
     async fn stats(self, subscription_id: String, window: Option<Duration>) -> Result<(), Error> {
@@ -305,4 +331,11 @@ fn show_secret(output: Output, secret: &str) -> Result<(), Error> {
     output.line(&format!("Signing secret: {}", output.paint(Style::Accent, secret)))?;
     output.note("Keep it: it is not shown again.");
     Ok(())
+}
+
+fn show_public_key(output: Output, key: &str) -> Result<(), Error> {
+    if key.is_empty() {
+        return Ok(());
+    }
+    output.line(&format!("Public key:     {}", output.paint(Style::Accent, key)))
 }

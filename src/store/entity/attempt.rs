@@ -21,6 +21,8 @@ pub struct Model {
     pub failure: Option<String>,
     pub outcome: i16,
     pub trace: String,
+    pub timings: Option<String>,
+    pub smtp_reply: String,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -22,6 +22,7 @@ pub struct Model {
     pub create_time: i64,
     pub update_time: i64,
     pub delete_time: Option<i64>,
+    pub sealed: Option<Vec<u8>>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -18,6 +18,10 @@ pub struct Model {
     pub create_time: i64,
     pub update_time: i64,
     pub delete_time: Option<i64>,
+    pub sealed: Option<Vec<u8>>,
+    pub locale: String,
+    pub time_zone: String,
+    pub primary_contact_off: String,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]

@@ -7,13 +7,14 @@ use tidings::api::proto::catalog_service_client::CatalogServiceClient;
 use tidings::api::proto::delivery_service_client::DeliveryServiceClient;
 use tidings::api::proto::event_service_client::EventServiceClient;
 use tidings::api::proto::subscription_service_client::SubscriptionServiceClient;
+use tidings::api::proto::suppression_service_client::SuppressionServiceClient;
 use tidings::api::proto::tenant_service_client::TenantServiceClient;
 use tidings::app::{self, Running};
-use tidings::config::Options;
+use tidings::config::{MasterKeyFile, Options};
 use tidings::domain::Timestamp;
 use tidings::domain::id::KeyId;
 use tidings::domain::key::{self, ApiKey, Scope};
-use tidings::store::Store;
+use tidings::store::{KeySource, Store};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -63,6 +64,10 @@ impl Client {
 
     pub(crate) fn subscriptions(&self) -> SubscriptionServiceClient<Authorized> {
         SubscriptionServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    pub(crate) fn suppressions(&self) -> SuppressionServiceClient<Authorized> {
+        SuppressionServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
     }
 
     pub(crate) fn deliveries(&self) -> DeliveryServiceClient<Authorized> {
@@ -152,6 +157,61 @@ impl Client {
         self.deliveries().list_deliveries(request).await.expect("listed").into_inner().deliveries
     }
 
+    /// The subscription as it is now.
+    pub(crate) async fn subscription(&self, of: &proto::Subscription) -> proto::Subscription {
+        let request = proto::GetSubscriptionRequest {
+            tenant_id: of.tenant_id.clone(),
+            subscription_id: of.id.clone(),
+        };
+        let found = self.subscriptions().get_subscription(request).await.expect("found");
+        found.into_inner().subscription.expect("a subscription")
+    }
+
+    /// Waits until the subscription is as `is_right` says.
+    pub(crate) async fn wait_for_subscription(
+        &self,
+        of: &proto::Subscription,
+        is_right: impl Fn(&proto::Subscription) -> bool,
+    ) -> proto::Subscription {
+        let mut last = None;
+        for _ in 0..3_000 {
+            let found = self.subscription(of).await;
+            if is_right(&found) {
+                return found;
+            }
+            last = Some(found);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the subscription never was as expected: {last:?}");
+    }
+
+    /// All deliveries of the subscription.
+    pub(crate) async fn deliveries_to(&self, of: &proto::Subscription) -> Vec<proto::Delivery> {
+        let request = proto::ListDeliveriesRequest {
+            tenant_id: of.tenant_id.clone(),
+            subscription_id: of.id.clone(),
+            page_size: 1_000,
+            ..Default::default()
+        };
+        self.deliveries().list_deliveries(request).await.expect("listed").into_inner().deliveries
+    }
+
+    /// Waits until all deliveries of the subscription are in `state`.
+    pub(crate) async fn wait_for_all(
+        &self,
+        of: &proto::Subscription,
+        state: proto::DeliveryState,
+    ) -> Vec<proto::Delivery> {
+        for _ in 0..3_000 {
+            let all = self.deliveries_to(of).await;
+            if all.iter().all(|delivery| delivery.state() == state) {
+                return all;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the deliveries never were all {state:?}: {:?}", self.deliveries_to(of).await);
+    }
+
     /// Waits until the event's only delivery is in `state`.
     pub(crate) async fn wait_for_state(
         &self,
@@ -223,6 +283,10 @@ pub(crate) fn options(database: &Database) -> Options {
         http_addr: "127.0.0.1:0".parse().expect("an address"),
         database_url: database.config.database_url.parse().expect("a database"),
         database_max_connections: 10,
+        master_key_file: match &database.config.master_key {
+            KeySource::File(path) => MasterKeyFile::at(path.clone()),
+            _ => MasterKeyFile::default(),
+        },
         allow_cidrs: vec!["127.0.0.0/8".parse().expect("a network")],
         allow_http: true,
         poll_interval: Duration::from_millis(50),
@@ -258,10 +322,15 @@ impl App {
     }
 
     pub(crate) async fn start_with(database: Database, options: &Options) -> Self {
+        Self::start_configured(database, options.config()).await
+    }
+
+    /// Starts with what no option says, such as limits that would take too long to meet.
+    pub(crate) async fn start_configured(database: Database, config: app::Config) -> Self {
         let store = database.open().await;
         let operator_key = operator_key(&store).await;
         store.close().await;
-        let running = app::start(options.config()).await.expect("started");
+        let running = app::start(config).await.expect("started");
         let operator =
             Client::connect(&format!("http://{}", running.grpc_addr()), &operator_key).await;
         Self { running, operator, operator_key, database }
@@ -307,11 +376,59 @@ impl App {
         status
     }
 
+    /// The page of metrics, by name and labels.
+    pub(crate) async fn metrics(&self) -> String {
+        page(self.running.http_addr()).await
+    }
+
+    /// The value of a series that counts, which must exist.
+    pub(crate) async fn metric(&self, series: &str) -> i64 {
+        metric(self.running.http_addr(), series).await
+    }
+
+    /// Waits until a series has reached `expected`.
+    pub(crate) async fn wait_for_metric(&self, series: &str, expected: i64) {
+        let mut last = 0;
+        for _ in 0..1_500 {
+            last = self.metric(series).await;
+            if last == expected {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{series} is {last}, not {expected}");
+    }
+
     /// Stops the service gracefully and gives the database back.
     pub(crate) async fn stop(self) -> Database {
         self.running.stop().await;
         self.database
     }
+}
+
+/// The page of metrics of the service at `addr`.
+async fn page(addr: std::net::SocketAddr) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(addr).await.expect("connected");
+    let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.expect("sent");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("answered");
+    page
+}
+
+/// The value of a series that counts, of the service at `addr`.
+pub(crate) async fn metric(addr: std::net::SocketAddr, series: &str) -> i64 {
+    format!("{}", value(&page(addr).await, series)).parse().expect("a whole number")
+}
+
+/// The value of a series on a page of metrics, which must have it.
+pub(crate) fn value(page: &str, series: &str) -> f64 {
+    let line = page
+        .lines()
+        .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+    let line = line.unwrap_or_else(|| panic!("no series {series} in\n{page}"));
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a number")
 }
 
 /// The reason of an error, and the fields that it names.

@@ -1,10 +1,11 @@
 //! A database of its own for each test.
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use sea_orm::{ConnectionTrait, Database as SeaDatabase};
 use tempfile::TempDir;
-use tidings::store::{Config, Store};
+use tidings::store::{Config, KeySource, MasterKey, Store};
 
 /// A migrated, empty database. A SQLite file goes with it; a PostgreSQL database goes with the
 /// server that the tests started.
@@ -21,7 +22,11 @@ pub(crate) fn postgres_url() -> String {
 
 impl Database {
     pub(crate) async fn sqlite() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::sqlite_in(tempfile::tempdir().expect("a temporary folder")).await
+    }
+
+    /// In a folder that is special in some way.
+    pub(crate) async fn sqlite_in(folder: TempDir) -> Self {
         let path = folder.path().join("tidings.db");
         Self::migrated(format!("sqlite://{}", path.display()), folder).await
     }
@@ -34,13 +39,29 @@ impl Database {
         .await
     }
 
+    /// A database on a server of the test's own.
+    pub(crate) async fn on(server: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        Self::migrated(Self::empty_on(server).await, folder).await
+    }
+
+    /// The migrated database at `url`, whose master key is in `folder`.
+    pub(crate) fn at(url: &str, folder: TempDir) -> Self {
+        let master_key = KeySource::File(folder.path().join("master.key"));
+        let config = Config { database_url: url.to_owned(), max_connections: 10, master_key };
+        Self { config, folder }
+    }
+
     /// The URL of a new database without a schema.
     pub(crate) async fn empty_postgres() -> String {
+        Self::empty_on(&postgres_url()).await
+    }
+
+    async fn empty_on(server: &str) -> String {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("test_{}_{number}", std::process::id());
-        let server = postgres_url();
-        let admin = SeaDatabase::connect(&server).await.expect("the PostgreSQL server answers");
+        let admin = SeaDatabase::connect(server).await.expect("the PostgreSQL server answers");
         admin.execute_unprepared(&format!("CREATE DATABASE {name}")).await.expect("a new database");
         admin.close().await.expect("closed");
         let (base, _) = server.rsplit_once('/').expect("a URL with a database");
@@ -48,7 +69,13 @@ impl Database {
     }
 
     async fn migrated(database_url: String, folder: TempDir) -> Self {
-        let config = Config { database_url, max_connections: 10 };
+        // Beside SQLite a key is made; a server's database needs one.
+        let master_key = if database_url.starts_with("postgres") {
+            KeySource::File(write_key(&folder.path().join("master.key")))
+        } else {
+            KeySource::Unset
+        };
+        let config = Config { database_url, max_connections: 10, master_key };
         let steps = Store::migrate(&config).await.expect("migrated");
         assert!(!steps.is_empty(), "an empty database needs every step");
         Self { config, folder }
@@ -57,6 +84,69 @@ impl Database {
     pub(crate) async fn open(&self) -> Store {
         let store = Store::open(&self.config).await.expect("opened");
         store.check_schema().await.expect("the schema is current");
+        store.prepare_vault().await.expect("the key is right");
         store
     }
+
+    /// Runs a statement past the service.
+    pub(crate) async fn execute(&self, sql: &str) {
+        let connection = SeaDatabase::connect(&self.config.database_url).await.expect("connected");
+        connection.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        connection.close().await.expect("closed");
+    }
+
+    /// Whether it is a file of its own.
+    pub(crate) fn is_sqlite(&self) -> bool {
+        self.config.database_url.starts_with("sqlite")
+    }
+
+    /// Everything that the database keeps: its files, or a dump of it.
+    pub(crate) async fn contents(&self) -> Vec<u8> {
+        if self.is_sqlite() {
+            let mut contents = Vec::new();
+            for name in ["tidings.db", "tidings.db-wal", "tidings.db-shm"] {
+                contents.extend(std::fs::read(self.folder.path().join(name)).unwrap_or_default());
+            }
+            return contents;
+        }
+        let dump = match std::env::var_os("TIDINGS_TEST_POSTGRES_BIN") {
+            Some(folder) => PathBuf::from(folder).join("pg_dump"),
+            None => PathBuf::from("pg_dump"),
+        };
+        let dumped = tokio::process::Command::new(dump)
+            .args(["--dbname", &self.config.database_url])
+            .output()
+            .await
+            .expect("pg_dump runs");
+        assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
+        dumped.stdout
+    }
+
+    /// The file that holds the master key, once there is one.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        match &self.config.master_key {
+            KeySource::File(path) => path.clone(),
+            _ => self.folder.path().join("tidings.db.key"),
+        }
+    }
+
+    /// The options by which a process finds the database and its key.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--database-url".to_owned(), self.config.database_url.clone()];
+        if let KeySource::File(path) = &self.config.master_key {
+            arguments.extend(["--master-key-file".to_owned(), path.display().to_string()]);
+        }
+        arguments
+    }
+}
+
+/// A new master key in a file of its owner's.
+pub(crate) fn write_key(path: &Path) -> PathBuf {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let key = MasterKey::generate().expect("randomness").text();
+    let mut options = std::fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(path).expect("made");
+    writeln!(file, "{}", key.expose()).expect("written");
+    path.to_owned()
 }

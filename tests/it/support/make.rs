@@ -1,5 +1,6 @@
 //! Builders of what the store keeps.
 
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tidings::domain::Timestamp;
-use tidings::domain::attempt::{Attempt, Outcome, Report, Trigger};
+use tidings::domain::attempt::{Attempt, Outcome, Report, Timings, Trigger};
 use tidings::domain::channel::{Channel, WebhookChannel};
 use tidings::domain::delivery::{Delivery, LastAttempt, State};
 use tidings::domain::event::Event;
@@ -20,7 +21,7 @@ use tidings::domain::subscription::{
 };
 use tidings::domain::tenant::{Tenant, TenantSpec};
 use tidings::domain::trace::TraceContext;
-use tidings::store::{Ended, Store};
+use tidings::store::{AcceptResult, Acceptance, Ended, Store};
 
 /// Makes ids from a seed: the same in every run.
 pub(crate) struct Maker(Mutex<StdRng>);
@@ -42,7 +43,8 @@ impl Maker {
     pub(crate) async fn tenant(&self, store: &Store, now: Timestamp) -> Tenant {
         let id = self.with(|random| TenantId::new(now, random));
         let spec = TenantSpec { display_name: "Acme".into(), ..TenantSpec::default() };
-        let tenant = Tenant { id, spec, revision: 1, create_time: now, update_time: now };
+        let tenant =
+            Tenant { id, spec, unreadable: false, revision: 1, create_time: now, update_time: now };
         store.create_tenant(&tenant).await.expect("stored");
         tenant
     }
@@ -54,7 +56,18 @@ impl Maker {
         tenant_id: TenantId,
         now: Timestamp,
     ) -> Subscription {
-        let subscription = Subscription {
+        let subscription = self.unstored_subscription(tenant_id, now);
+        store.create_subscription(&subscription).await.expect("stored");
+        subscription
+    }
+
+    /// An active subscription to everything, not stored yet.
+    pub(crate) fn unstored_subscription(
+        &self,
+        tenant_id: TenantId,
+        now: Timestamp,
+    ) -> Subscription {
+        Subscription {
             id: self.with(|random| SubscriptionId::new(now, random)),
             tenant_id,
             spec: SubscriptionSpec {
@@ -69,16 +82,16 @@ impl Maker {
             },
             state: SubscriptionState::Active,
             disable_reason: None,
+            unreadable: false,
             secrets: vec![Secret {
                 text: "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0".into(),
                 expire_time: None,
+                signing_key: None,
             }],
             revision: 1,
             create_time: now,
             update_time: now,
-        };
-        store.create_subscription(&subscription).await.expect("stored");
-        subscription
+        }
     }
 
     pub(crate) fn event(&self, tenant_id: TenantId, now: Timestamp) -> Event {
@@ -117,6 +130,7 @@ impl Maker {
             failure_reason: None,
             attempt_count: 0,
             automatic_count: 0,
+            interrupted_count: 0,
             next_attempt_time: (!is_leased).then_some(now),
             expire_time: event.expire_time,
             recover_time: None,
@@ -126,6 +140,12 @@ impl Maker {
             create_time: now,
             update_time: now,
         }
+    }
+
+    /// Stores an event with its one delivery.
+    pub(crate) async fn store_one(&self, store: &Store, event: &Event, delivery: &Delivery) {
+        let now = event.create_time;
+        accept(store, &[event], std::slice::from_ref(delivery), self.node(now), now).await;
     }
 
     /// Stores `count` events with one delivery each.
@@ -141,11 +161,23 @@ impl Maker {
         let events: Vec<_> = (0..count).map(|_| self.event(subscription.tenant_id, now)).collect();
         let deliveries: Vec<_> =
             events.iter().map(|event| self.delivery(event, subscription.id, is_leased)).collect();
-        let transaction = store.begin_accept().await.expect("begun");
-        transaction.insert(events.iter(), &deliveries, node, now).await.expect("inserted");
-        transaction.commit().await.expect("committed");
+        accept(store, &events.iter().collect::<Vec<_>>(), &deliveries, node, now).await;
         deliveries
     }
+}
+
+/// Stores events with their deliveries, whatever the settings.
+pub(crate) async fn accept(
+    store: &Store,
+    events: &[&Event],
+    deliveries: &[Delivery],
+    node: NodeId,
+    now: Timestamp,
+) {
+    let settings = HashMap::new();
+    let (keys, events) = (Vec::new(), events.to_vec());
+    let new = Acceptance { settings: &settings, keys, events, deliveries, node, now };
+    assert_eq!(store.accept(&new).await.expect("accepted"), AcceptResult::Stored);
 }
 
 /// A successful end of `delivery`'s lease.
@@ -158,10 +190,18 @@ pub(crate) fn succeeded(delivery: &Delivery, now: Timestamp) -> Ended {
             outcome: Outcome::Delivered,
             start_time: now,
             duration: Duration::from_millis(3),
+            timings: Some(Timings {
+                dns: Some(Duration::from_micros(1)),
+                connect: Some(Duration::from_millis(1)),
+                tls: None,
+                first_byte: Some(Duration::from_millis(2)),
+                connection_reused: false,
+            }),
             http_status: Some(204),
             request_headers: vec![("content-type".into(), "application/json".into())],
             response_headers: Vec::new(),
             response_body: Vec::new(),
+            smtp_reply: String::new(),
             failure: None,
         },
         trace: TraceContext { trace_id: 7, span_id: 8, sampled: true },

@@ -1,11 +1,21 @@
 //! What the tests stand on.
 
 pub(crate) mod app;
+pub(crate) mod authority;
+pub(crate) mod cluster;
 pub(crate) mod database;
+pub(crate) mod dns;
+pub(crate) mod fleet;
+pub(crate) mod foreign;
+pub(crate) mod http;
+pub(crate) mod mailing;
 pub(crate) mod make;
+pub(crate) mod namespace;
+pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
+pub(crate) mod smtp;
 
 pub(crate) use app::{App, Client};
 pub(crate) use database::Database;

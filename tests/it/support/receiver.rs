@@ -1,8 +1,9 @@
 //! A real HTTP receiver that keeps what arrives, byte for byte.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -11,12 +12,22 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+
+/// How long requests are waited for. No test judges speed: thousands of them may have to come on a
+/// machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A request as it came over the wire.
 #[derive(Clone, Debug)]
 pub(crate) struct Captured {
+    /// When it had been read.
+    pub(crate) time: Instant,
+    /// Requests under way at that moment, this one included.
+    pub(crate) under_way: usize,
+    /// The path and the query.
+    pub(crate) target: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Bytes,
 }
@@ -39,15 +50,21 @@ pub(crate) struct Reply {
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: &'static str,
     pub(crate) delay: Duration,
+    gate: Option<Arc<Semaphore>>,
 }
 
 impl Reply {
     pub(crate) fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: "", delay: Duration::ZERO }
+        Self { status, headers: Vec::new(), body: "", delay: Duration::ZERO, gate: None }
     }
 
     pub(crate) fn after(self, delay: Duration) -> Self {
         Self { delay, ..self }
+    }
+
+    /// Waits with the answer for a permit, and uses it up.
+    pub(crate) fn behind(self, gate: Arc<Semaphore>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     pub(crate) fn body(self, body: &'static str) -> Self {
@@ -86,16 +103,26 @@ impl Receiver {
         let (sender, count) = watch::channel(0);
         let (script, sender): (Arc<Script>, _) = (Arc::new(script), Arc::new(sender));
         let mut tasks = JoinSet::new();
-        let all = Arc::clone(&captured);
+        let (all, under_way) = (Arc::clone(&captured), Arc::new(AtomicUsize::new(0)));
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let _ = stream.set_nodelay(true);
-                let (script, all, sender) =
-                    (Arc::clone(&script), Arc::clone(&all), Arc::clone(&sender));
+                let (script, all, sender, under_way) = (
+                    Arc::clone(&script),
+                    Arc::clone(&all),
+                    Arc::clone(&sender),
+                    Arc::clone(&under_way),
+                );
                 let service = service_fn(move |request| {
-                    answer(request, Arc::clone(&script), Arc::clone(&all), Arc::clone(&sender))
+                    answer(
+                        request,
+                        Arc::clone(&script),
+                        Arc::clone(&all),
+                        Arc::clone(&sender),
+                        Arc::clone(&under_way),
+                    )
                 });
                 connections.spawn(async move {
                     let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
@@ -118,11 +145,29 @@ impl Receiver {
     /// Waits until `count` requests have arrived, and returns all that have.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Captured> {
         let mut arrived = self.count.clone();
-        let waited =
-            tokio::time::timeout(Duration::from_secs(30), arrived.wait_for(|n| *n >= count)).await;
+        let waited = tokio::time::timeout(PATIENCE, arrived.wait_for(|n| *n >= count)).await;
         let requests = self.requests();
         assert!(waited.is_ok(), "{count} requests were expected, {} came", requests.len());
         requests
+    }
+}
+
+/// A request under way; it ends with its answer, or when its client goes away.
+struct Presence {
+    all: Arc<AtomicUsize>,
+    count: usize,
+}
+
+impl Presence {
+    fn enter(all: Arc<AtomicUsize>) -> Self {
+        let count = all.fetch_add(1, Ordering::SeqCst) + 1;
+        Self { all, count }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -131,9 +176,14 @@ async fn answer(
     script: Arc<Script>,
     all: Arc<Mutex<Vec<Captured>>>,
     count: Arc<watch::Sender<usize>>,
+    under_way: Arc<AtomicUsize>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
     let (parts, body) = request.into_parts();
-    let captured = Captured {
+    let body = body.collect().await?.to_bytes();
+    let mut captured = Captured {
+        time: Instant::now(),
+        under_way: 0,
+        target: parts.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
         headers: parts
             .headers
             .iter()
@@ -141,8 +191,10 @@ async fn answer(
                 (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
             })
             .collect(),
-        body: body.collect().await?.to_bytes(),
+        body,
     };
+    let presence = Presence::enter(under_way);
+    captured.under_way = presence.count;
     let reply = {
         let mut all = all.lock().expect("not poisoned");
         let reply = script(&captured, all.len());
@@ -150,7 +202,11 @@ async fn answer(
         count.send_replace(all.len());
         reply
     };
+    if let Some(gate) = reply.gate {
+        gate.acquire().await.expect("never closed").forget();
+    }
     tokio::time::sleep(reply.delay).await;
+    drop(presence);
     let mut response = Response::new(Full::new(Bytes::from_static(reply.body.as_bytes())));
     *response.status_mut() = StatusCode::from_u16(reply.status).expect("a status");
     for (name, value) in reply.headers {

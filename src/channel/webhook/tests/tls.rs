@@ -18,13 +18,13 @@ use super::endpoint::Endpoint;
 use super::*;
 
 /// An authority of the tests, and its certificate in a file.
-struct Authority {
+pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     file: tempfile::NamedTempFile,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new(Vec::new()).expect("params");
         params.distinguished_name.push(rcgen::DnType::CommonName, "Tidings test authority");
@@ -35,12 +35,12 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), file }
     }
 
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         Config { ca_file: Some(self.file.path().to_owned()), ..loopback() }
     }
 
     /// A server's configuration with a certificate for `params`.
-    fn server(&self, params: &CertificateParams, alpn: &[&[u8]]) -> ServerConfig {
+    pub(super) fn server(&self, params: &CertificateParams, alpn: &[&[u8]]) -> ServerConfig {
         let key = KeyPair::generate().expect("key");
         let certificate = params.signed_by(&key, &self.issuer).expect("certificate");
         server(certificate.der().clone(), &key, alpn)
@@ -64,12 +64,12 @@ fn server(
     config
 }
 
-fn params(name: &str) -> CertificateParams {
+pub(super) fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).expect("params")
 }
 
 /// An endpoint that answers `headers` more or less, in the protocol that ALPN chooses.
-async fn start(config: ServerConfig, headers: usize) -> Endpoint {
+pub(super) async fn start(config: ServerConfig, headers: usize) -> Endpoint {
     let acceptor = TlsAcceptor::from(Arc::new(config));
     Endpoint::start(move |stream| {
         let acceptor = acceptor.clone();
@@ -98,7 +98,7 @@ async fn start(config: ServerConfig, headers: usize) -> Endpoint {
     .await
 }
 
-fn https(endpoint: &Endpoint) -> String {
+pub(super) fn https(endpoint: &Endpoint) -> String {
     format!("https://127.0.0.1:{}/", endpoint.address.port())
 }
 
@@ -189,6 +189,10 @@ async fn a_handshake_that_hangs_ends_with_the_deadline() {
     let settings = WebhookChannel { timeout: SHORT, ..settings(&url) };
     let report = client(&loopback()).attempt(&task(&url), &settings).await;
     assert_eq!(kind(&report), Some(ErrorKind::Timeout));
+    assert_eq!(
+        report.failure.expect("failed").message,
+        "The endpoint did not complete the TLS handshake within 0.25 s."
+    );
     assert!(!endpoint.ended().await.is_empty(), "the connection is closed");
 }
 

@@ -1,0 +1,143 @@
+//! What to lease next, and when to look again.
+//!
+//! Guarantees: from each subscription no more than its lane has room for and than [`PORTION`]; where
+//! the breaker is open, one delivery at most, as its probe, and nothing of those whose gate is
+//! closed: the database is not even asked for them.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::domain::Timestamp;
+use crate::domain::health::Gate;
+use crate::domain::id::{DeliveryId, SubscriptionId};
+use crate::store::{Candidate, Room, SubscriptionRef};
+
+/// Deliveries of one subscription that one turn leases at most.
+pub const PORTION: usize = 64;
+/// The shortest pause between two rounds: lets results and other work get a turn.
+pub const BREATH: Duration = Duration::from_millis(2);
+
+/// What a round over all subscriptions found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Deliveries that were leased.
+    pub claimed: usize,
+    /// Something was due that found no room.
+    pub is_full: bool,
+    /// When the next delivery is due.
+    pub next_due: Option<Timestamp>,
+}
+
+impl Round {
+    /// Splits a page of subscriptions: those that have something due at `now` are returned, of the
+    /// others it is remembered when they have.
+    pub fn due(
+        &mut self,
+        page: &[(SubscriptionRef, Timestamp)],
+        now: Timestamp,
+    ) -> Vec<SubscriptionRef> {
+        let (due, later): (Vec<_>, Vec<_>) = page.iter().partition(|(_, due)| *due <= now);
+        for (_, due) in later {
+            self.look_at(due);
+        }
+        due.into_iter().map(|(subscription, _)| subscription).collect()
+    }
+
+    /// Remembers to look again at `time`, if nothing is to be done before.
+    pub fn look_at(&mut self, time: Timestamp) {
+        self.next_due = self.next_due.into_iter().chain([time]).min();
+    }
+
+    /// How long to wait until the next round when nothing wakes the node.
+    pub fn pause(&self, now: Timestamp, poll_interval: Duration) -> Duration {
+        if self.claimed > 0 {
+            return BREATH;
+        }
+        let until_due = self.next_due.map_or(poll_interval, |due| due.since(now));
+        until_due.clamp(BREATH, poll_interval)
+    }
+}
+
+/// Who gives places: `P` is a place.
+pub trait Giver<P> {
+    /// Up to [`PORTION`] places for a subscription.
+    fn reserve(&mut self, of: SubscriptionRef) -> Vec<P>;
+    /// The place of the probe of an open breaker.
+    fn reserve_probe(&mut self, of: SubscriptionRef) -> Option<P>;
+    /// Takes room for an event of so many bytes.
+    fn weigh(&mut self, place: &mut P, bytes: usize) -> bool;
+}
+
+/// What to ask of the database in one claim, and the places that are reserved for it.
+#[derive(Debug)]
+pub struct Plan<P> {
+    /// How many deliveries of which subscriptions.
+    pub rooms: Vec<Room>,
+    /// Of whom to take the probe.
+    pub probed: Vec<SubscriptionRef>,
+    reserved: HashMap<SubscriptionId, Vec<P>>,
+    admitted: HashMap<DeliveryId, P>,
+}
+
+impl<P> Plan<P> {
+    /// Plans for subscriptions that have something due, each with its gate.
+    pub fn of(
+        due: impl IntoIterator<Item = (SubscriptionRef, Gate)>,
+        giver: &mut impl Giver<P>,
+        round: &mut Round,
+    ) -> Self {
+        let (mut rooms, mut probed, mut reserved) = (Vec::new(), Vec::new(), HashMap::new());
+        for (subscription, gate) in due {
+            match gate {
+                // Nothing is asked of the database for those: they wait, however many they are.
+                Gate::Closed { until } => {
+                    round.look_at(until);
+                    continue;
+                }
+                Gate::Probe => {
+                    if let Some(place) = giver.reserve_probe(subscription) {
+                        probed.push(subscription);
+                        reserved.insert(subscription.id, vec![place]);
+                    }
+                    continue;
+                }
+                // Another replica's.
+                Gate::Open { in_flight: 0 } => continue,
+                Gate::Open { .. } => {}
+            }
+            let granted = giver.reserve(subscription);
+            if granted.len() < PORTION {
+                round.is_full = true;
+            }
+            if !granted.is_empty() {
+                let room = u32::try_from(granted.len()).unwrap_or(u32::MAX);
+                rooms.push(Room { subscription, room });
+                reserved.insert(subscription.id, granted);
+            }
+        }
+        Self { rooms, probed, reserved, admitted: HashMap::new() }
+    }
+
+    /// Whether a candidate may come into memory; if so, it has a place from now on.
+    pub fn admit(
+        &mut self,
+        candidate: &Candidate,
+        giver: &mut impl Giver<P>,
+        round: &mut Round,
+    ) -> bool {
+        let place = self.reserved.get_mut(&candidate.subscription.id).and_then(Vec::pop);
+        let weighed = place
+            .and_then(|mut place| giver.weigh(&mut place, candidate.event_bytes).then_some(place));
+        let Some(place) = weighed else {
+            round.is_full = true;
+            return false;
+        };
+        self.admitted.insert(candidate.delivery_id, place);
+        true
+    }
+
+    /// The place of a delivery that was admitted.
+    pub fn take(&mut self, delivery: DeliveryId) -> Option<P> {
+        self.admitted.remove(&delivery)
+    }
+}

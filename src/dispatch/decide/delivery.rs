@@ -1,0 +1,142 @@
+//! Whether a delivery is attempted now, and what follows: each decision makes the next revision of
+//! the delivery, which the store writes if nobody else was first.
+
+use std::time::Duration;
+
+use crate::domain::Timestamp;
+use crate::domain::attempt::{Attempt, Outcome};
+use crate::domain::delivery::{
+    Delivery, FailureReason, LastAttempt, Next, Standing, State, transition,
+};
+use crate::domain::event::Event;
+use crate::domain::event_type::ChannelKind;
+use crate::domain::health::{Gate, Observation};
+use crate::domain::id::SubscriptionId;
+use crate::domain::retry::RetryPolicy;
+use crate::domain::subscription::{self, Subscription};
+use crate::store::{Ended, SubscriptionRef};
+
+use super::lanes::Place;
+
+/// Settings older than this are read anew before an attempt: another replica may have changed them.
+/// Changes of this process are seen at once.
+pub const MAX_SETTINGS_AGE: Duration = Duration::from_secs(1);
+
+/// What becomes of a delivery that must not be attempted now; `None` when it may be.
+pub fn verdict(
+    delivery: &Delivery,
+    subscription: Option<&Subscription>,
+    now: Timestamp,
+) -> Option<(State, Option<FailureReason>)> {
+    let Some(subscription) = subscription else {
+        return Some((State::Canceled, Some(FailureReason::SubscriptionDeleted)));
+    };
+    if delivery.expire_time.is_some_and(|expiry| expiry <= now) {
+        return Some((State::Expired, None));
+    }
+    (subscription.state != subscription::State::Active).then_some((State::Held, None))
+}
+
+/// Whether the endpoint may have the request of the delivery in `place`: what was true when it was
+/// leased may not be any more.
+pub fn may_attempt(place: &Place, gate: Gate) -> bool {
+    place.is_probe() || matches!(gate, Gate::Open { in_flight } if in_flight > 0)
+}
+
+/// The delivery as it waits on, without an attempt. It is due since when it was due before, so that
+/// nothing that came later overtakes it.
+pub fn given_back(delivery: Delivery, event: &Event, now: Timestamp) -> Delivery {
+    let due = match delivery.automatic_count {
+        0 => event.deliver_time.unwrap_or(delivery.create_time).max(delivery.create_time),
+        // When it was leased: what was due later than that was not leased before it.
+        _ => delivery.update_time,
+    };
+    let delivery = ended_without_attempt(delivery, State::Scheduled, None, now);
+    Delivery { next_attempt_time: Some(due), ..delivery }
+}
+
+/// The delivery in a state that it comes to without an attempt.
+pub fn ended_without_attempt(
+    delivery: Delivery,
+    state: State,
+    failure_reason: Option<FailureReason>,
+    now: Timestamp,
+) -> Delivery {
+    Delivery {
+        state,
+        failure_reason,
+        revision: delivery.revision + 1,
+        update_time: now,
+        ..delivery
+    }
+}
+
+/// The delivery as it stands after an automatic attempt. `random` is uniform in [0, 1).
+pub fn after_attempt(
+    mut delivery: Delivery,
+    attempt: &Attempt,
+    policy: impl FnOnce() -> RetryPolicy,
+    now: Timestamp,
+    random: f64,
+) -> Delivery {
+    delivery.attempt_count = attempt.number;
+    delivery.automatic_count += 1;
+    delivery.interrupted_count = 0;
+    delivery.last_attempt = Some(LastAttempt::of(attempt));
+    delivery.revision += 1;
+    delivery.update_time = now;
+    let standing =
+        Standing { automatic_count: delivery.automatic_count, expire_time: delivery.expire_time };
+    let next = match &attempt.report.outcome {
+        Outcome::Delivered => Next::Succeeded,
+        outcome => transition(standing, outcome, &policy(), now, random),
+    };
+    (delivery.state, delivery.failure_reason, delivery.next_attempt_time) = match next {
+        Next::Succeeded => (State::Succeeded, None, None),
+        Next::Failed(reason) => (State::Failed, Some(reason), None),
+        Next::Retry(due) => (State::Scheduled, None, Some(due)),
+        Next::Expired => (State::Expired, None, None),
+    };
+    delivery
+}
+
+/// The delivery, leased for a manual attempt while it waited for a retry at `due`, as it stands after
+/// `attempt`, or without one: with success it is over, else it waits on as before.
+pub fn after_manual(
+    mut delivery: Delivery,
+    attempt: Option<&Attempt>,
+    due: Timestamp,
+    now: Timestamp,
+) -> Delivery {
+    delivery.revision += 1;
+    delivery.update_time = now;
+    (delivery.state, delivery.next_attempt_time) = (State::Scheduled, Some(due));
+    if let Some(attempt) = attempt {
+        delivery.attempt_count = attempt.number;
+        delivery.interrupted_count = 0;
+        delivery.last_attempt = Some(LastAttempt::of(attempt));
+        if attempt.report.outcome == Outcome::Delivered {
+            (delivery.state, delivery.next_attempt_time) = (State::Succeeded, None);
+        }
+    }
+    delivery
+}
+
+/// What the end of a lease says about its endpoint, when that is to be written down: every failure,
+/// but no success of an endpoint that is healthy anyway.
+pub fn said_of_endpoint(
+    ended: &Ended,
+    awaits_success: impl FnOnce(SubscriptionId) -> bool,
+) -> Option<(SubscriptionRef, Observation)> {
+    let Ended { after, attempt } = ended;
+    if after.channel != ChannelKind::Webhook {
+        // A mail server's answer says nothing about whom a mail is for.
+        return None;
+    }
+    let observation = Observation::of(attempt.as_ref()?)?;
+    let id = after.subscription_id;
+    if observation.failure.is_none() && !awaits_success(id) {
+        return None;
+    }
+    Some((SubscriptionRef { tenant_id: after.tenant_id, id }, observation))
+}

@@ -1,0 +1,139 @@
+//! Accepting on PostgreSQL: one statement, which is a transaction of its own.
+//!
+//! The arrays are bound as they are, without a value object for each cell: this is the statement that
+//! every event goes through.
+
+use std::borrow::Cow;
+
+use sea_orm::sqlx;
+
+use crate::domain::Timestamp;
+use crate::domain::delivery::Delivery;
+
+use super::super::error::refused;
+use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::rows::{channel_code, json};
+use super::super::{Error, Store};
+use super::{AcceptResult, Acceptance};
+
+/// The constraint that a taken key violates.
+const KEYS_CONSTRAINT: &str = "idempotency_keys_pkey";
+
+/// `$1` to `$6` are the feed's, see `feed_tail`.
+const ACCEPT: &str = concat!(
+    "WITH gate AS (
+        -- Open when the settings are still those that the events were matched against.
+        SELECT count(*) = cardinality($7::text[]) AS is_open
+        FROM unnest($7::text[], $8::bigint[]) AS seen(tenant_id, version)
+        JOIN tenant_config c ON c.tenant_id = seen.tenant_id AND c.version = seen.version),
+    new_keys AS (
+        -- A key that was taken before ends the whole statement: nothing may be stored then.
+        INSERT INTO idempotency_keys
+            (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
+        SELECT k.*, $6::bigint
+        FROM unnest($9::text[], $10::text[], $11::bytea[], $12::text[], $13::int[]) AS k
+        WHERE (SELECT is_open FROM gate) RETURNING 1),
+    new_events AS (
+        INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time, create_time,
+            deliver_time, expire_time, trace)
+        SELECT e.tenant_id, e.id, e.type, e.subject, e.data, e.labels, e.occur_time, $6::bigint,
+            e.deliver_time, e.expire_time, e.trace
+        FROM unnest($14::text[], $15::text[], $16::text[], $17::text[], $18::bytea[], $19::text[],
+            $20::bigint[], $21::bigint[], $22::bigint[], $23::text[])
+            AS e(tenant_id, id, type, subject, data, labels, occur_time, deliver_time, expire_time, trace)
+        WHERE (SELECT is_open FROM gate) RETURNING 1),
+    new_deliveries AS (
+        INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
+            recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
+            lease_node, trace_id, revision, create_time, update_time)
+        SELECT d.tenant_id, d.id, d.event_id, d.event_type, d.subscription_id, d.channel,
+            d.recipient, d.state, 0, 0, d.next_attempt_time, d.expire_time,
+            CASE WHEN d.state = 2 THEN $24::text END, d.trace_id, 1, $6::bigint, $6::bigint
+        FROM unnest($25::text[], $26::text[], $27::text[], $28::text[], $29::text[], $30::smallint[],
+            $31::text[], $32::smallint[], $33::bigint[], $34::bigint[], $35::text[])
+            AS d(tenant_id, id, event_id, event_type, subscription_id, channel, recipient, state,
+                next_attempt_time, expire_time, trace_id)
+        WHERE (SELECT is_open FROM gate) RETURNING 1),
+    ready AS (
+        -- The feed comes last, so that its heads are locked for as short a time as can be.
+        SELECT is_open AND (SELECT count(*) FROM new_keys) + (SELECT count(*) FROM new_events)
+            + (SELECT count(*) FROM new_deliveries) > 0 AS is_ready FROM gate)",
+    feed_tail!(),
+);
+
+impl Store {
+    pub(super) async fn accept_in_one_statement(
+        &self,
+        new: &Acceptance<'_>,
+    ) -> Result<AcceptResult, Error> {
+        let told = Told::of(new.deliveries.iter())?;
+        let (tenants, versions) = new.versions();
+        let query = told.bind(sqlx::query_scalar::<_, bool>(ACCEPT), new.now);
+        let query = query.bind(tenants).bind(versions);
+        let query = bind_keys(query, new);
+        let query = bind_events(query, new)?.bind(new.node.as_str());
+        let query = bind_deliveries(query, new.deliveries);
+        match query.fetch_one(self.write.get_postgres_connection_pool()).await {
+            Ok(true) => Ok(AcceptResult::Stored),
+            Ok(false) => Ok(AcceptResult::SettingsChanged),
+            Err(sqlx::Error::Database(error)) if error.constraint() == Some(KEYS_CONSTRAINT) => {
+                Ok(AcceptResult::KeysTaken)
+            }
+            Err(error) => Err(refused(error)),
+        }
+    }
+}
+
+type Query<'q> = PgQuery<'q, bool>;
+
+fn bind_keys<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
+    let keys = new.ordered_keys();
+    let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
+    query
+        .bind(column(&keys, |key| key.tenant_id.as_str()))
+        .bind(column(&keys, |key| key.key.as_str()))
+        .bind(column(&keys, |key| key.fingerprint.as_slice()))
+        .bind(column(&keys, |key| key.event_id.as_str()))
+        .bind(column(&keys, |key| count(key.delivery_count)))
+}
+
+fn bind_events<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Result<Query<'q>, Error> {
+    let events = &new.events;
+    let mut labels = Vec::with_capacity(events.len());
+    for event in events {
+        let is_empty = event.labels.is_empty();
+        labels.push(if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) });
+    }
+    Ok(query
+        .bind(column(events, |event| event.tenant_id.as_str()))
+        .bind(column(events, |event| event.id.as_str()))
+        .bind(column(events, |event| event.event_type.as_str()))
+        .bind(column(events, |event| event.subject.as_str()))
+        .bind(column(events, |event| event.data.as_ref()))
+        .bind(labels)
+        .bind(column(events, |event| event.occur_time.as_micros()))
+        .bind(column(events, |event| event.deliver_time.map(Timestamp::as_micros)))
+        .bind(column(events, |event| event.expire_time.map(Timestamp::as_micros)))
+        .bind(column(events, |event| event.trace.to_string())))
+}
+
+fn bind_deliveries<'q>(query: Query<'q>, deliveries: &'q [Delivery]) -> Query<'q> {
+    let channel = |delivery: &Delivery| i16::try_from(channel_code(delivery.channel)).unwrap_or(0);
+    query
+        .bind(column(deliveries, |delivery| delivery.tenant_id.as_str()))
+        .bind(column(deliveries, |delivery| delivery.id.as_str()))
+        .bind(column(deliveries, |delivery| delivery.event_id.as_str()))
+        .bind(column(deliveries, |delivery| delivery.event_type.as_str()))
+        .bind(column(deliveries, |delivery| delivery.subscription_id.as_str()))
+        .bind(column(deliveries, channel))
+        .bind(column(deliveries, |delivery| delivery.recipient.as_str()))
+        .bind(column(deliveries, |delivery| delivery.state.code()))
+        .bind(column(deliveries, |delivery| delivery.next_attempt_time.map(Timestamp::as_micros)))
+        .bind(column(deliveries, |delivery| delivery.expire_time.map(Timestamp::as_micros)))
+        .bind(column(deliveries, |delivery| delivery.trace_id.as_str()))
+}
+
+/// One value of each row.
+pub(in super::super) fn column<'r, R, V>(rows: &'r [R], value: impl Fn(&'r R) -> V) -> Vec<V> {
+    rows.iter().map(value).collect()
+}

@@ -1,0 +1,426 @@
+//! Recording what came of attempts, fenced by the revision: who has not seen a delivery's last
+//! change cannot make another. A node that lost its lease therefore overwrites nothing.
+
+mod postgres;
+
+use std::collections::HashSet;
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult};
+
+use crate::domain::Timestamp;
+use crate::domain::attempt::{Attempt, Outcome};
+use crate::domain::delivery::{Delivery, LastAttempt, State};
+use crate::domain::health::Policy;
+use crate::domain::id::{DeliveryId, NodeId, TenantId};
+
+use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
+use super::dialect::Dialect;
+use super::entity::delivery;
+use super::rows::{json, outcome_code, trigger_code};
+use super::{Error, HealthChange, Observed, Store};
+
+/// Gives a delivery's lease back at `$1`: its schedule stays as it was before the lease.
+const RELEASED: &str = "state = 1,
+    next_attempt_time = CASE WHEN due_time > $1 THEN due_time ELSE $1 END,
+    lease_node = NULL, due_time = NULL, revision = revision + 1, update_time = $1";
+
+/// Like [`RELEASED`], of a lease that ended with the process that had it.
+const INTERRUPTED: &str = ", interrupted_count = interrupted_count + 1";
+
+/// How a lease ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    /// The delivery as it is to stand, one revision after the lease.
+    pub after: Delivery,
+    /// The attempt that was made, if one was.
+    pub attempt: Option<Attempt>,
+}
+
+/// Which of the changes took effect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Deliveries that somebody else had changed first: nothing was written for them.
+    pub fenced: HashSet<DeliveryId>,
+    /// How the health of endpoints changed with them.
+    pub health: Vec<HealthChange>,
+}
+
+/// What became of an attempt whose delivery was changed while it ran.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LateResult {
+    /// The delivery had ended (canceled, for example): the attempt was added to its record.
+    Added(Box<Delivery>),
+    /// The attempt was recorded before, by a commit that was not confirmed.
+    Known,
+    /// Another node has the delivery: nothing was written.
+    Lost,
+}
+
+/// How many leases were given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Deliveries that are due again.
+    pub count: usize,
+}
+
+impl Store {
+    /// Writes how leases ended, all in one transaction.
+    ///
+    /// # Errors
+    /// When the database does not take it; then nothing is written, unless the commit itself was
+    /// not confirmed: writing the same again is then harmless, because the revisions moved on.
+    pub async fn record(&self, ended: &[Ended], now: Timestamp) -> Result<Recorded, Error> {
+        self.record_observed(ended, &[], &Policy::default(), now).await
+    }
+
+    /// Like [`Store::record`], together with what the attempts said about their endpoints.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn record_observed(
+        &self,
+        ended: &[Ended],
+        seen: &[Observed],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Recorded, Error> {
+        if ended.is_empty() {
+            return Ok(Recorded::default());
+        }
+        if self.dialect == Dialect::Postgres
+            && seen.is_empty()
+            && self.record_in_one_statement(ended, now).await?
+        {
+            fail_point!(RecordAfterCommit);
+            self.wakes.wake();
+            return Ok(Recorded::default());
+        }
+        let transaction = self.dialect.begin(&self.write).await?;
+        let applied = self.update_deliveries(&transaction, ended).await?;
+        let done = || ended.iter().filter(|change| applied.contains(&change.after.id));
+        self.insert_attempts(&transaction, done()).await?;
+        let seen = seen.iter().filter(|seen| applied.contains(&seen.delivery_id)).copied();
+        let health = self.observe(&transaction, seen, policy, now).await?;
+        self.tell(&transaction, done().map(|change| &change.after), now).await?;
+        fail_point!(RecordBeforeCommit);
+        if health.iter().any(|change| change.disabled.is_some()) {
+            self.commit_settings(transaction).await?;
+        } else {
+            transaction.commit().await?;
+        }
+        fail_point!(RecordAfterCommit);
+        self.wakes.wake();
+        let fenced =
+            ended.iter().map(|change| change.after.id).filter(|id| !applied.contains(id)).collect();
+        Ok(Recorded { fenced, health })
+    }
+
+    async fn update_deliveries(
+        &self,
+        transaction: &DatabaseTransaction,
+        ended: &[Ended],
+    ) -> Result<HashSet<DeliveryId>, Error> {
+        let mut rows = Rows::new(
+            self.dialect,
+            [
+                ("tenant_id", Type::Text),
+                ("id", Type::Text),
+                ("revision", Type::BigInt),
+                ("state", Type::Int),
+                ("failure_reason", Type::Int),
+                ("attempt_count", Type::Int),
+                ("automatic_count", Type::Int),
+                ("next_attempt_time", Type::BigInt),
+                ("last_attempt", Type::Text),
+                ("update_time", Type::BigInt),
+            ],
+            ended.len(),
+        );
+        for Ended { after, .. } in ended {
+            rows.push([
+                text(after.tenant_id.as_str()),
+                text(after.id.as_str()),
+                bigint(after.revision),
+                int(i32::from(after.state.code())),
+                int(after.failure_reason.map_or(0, |reason| i32::from(reason.code()))),
+                int(i32::try_from(after.attempt_count).unwrap_or(i32::MAX)),
+                int(i32::try_from(after.automatic_count).unwrap_or(i32::MAX)),
+                time_or_zero(after.next_attempt_time),
+                text(after.last_attempt.as_ref().map(json).transpose()?.unwrap_or_default()),
+                bigint(after.update_time.as_micros()),
+            ]);
+        }
+        let sql = " UPDATE deliveries SET state = r.state, failure_reason = NULLIF(r.failure_reason, 0),
+                attempt_count = r.attempt_count, automatic_count = r.automatic_count,
+                -- Whoever has a result was not interrupted.
+                interrupted_count = CASE WHEN r.attempt_count > deliveries.attempt_count
+                    THEN 0 ELSE deliveries.interrupted_count END,
+                next_attempt_time = NULLIF(r.next_attempt_time, 0), lease_node = NULL, due_time = NULL,
+                last_attempt = NULLIF(r.last_attempt, ''), revision = r.revision, update_time = r.update_time
+            -- The fence: only the change that follows the one we know.
+            FROM r WHERE deliveries.tenant_id = r.tenant_id AND deliveries.id = r.id
+              AND deliveries.revision = r.revision - 1
+            RETURNING deliveries.id";
+        let mut applied = HashSet::with_capacity(ended.len());
+        for row in rows.query(transaction, sql, &[]).await? {
+            applied.insert(super::rows::id(&row.try_get_by_index::<String>(0)?)?);
+        }
+        Ok(applied)
+    }
+
+    async fn insert_attempts<'e>(
+        &self,
+        transaction: &DatabaseTransaction,
+        ended: impl Iterator<Item = &'e Ended>,
+    ) -> Result<(), Error> {
+        let mut rows = Rows::new(
+            self.dialect,
+            [
+                ("tenant_id", Type::Text),
+                ("delivery_id", Type::Text),
+                ("number", Type::Int),
+                ("trigger_code", Type::Int),
+                ("start_time", Type::BigInt),
+                ("duration_us", Type::BigInt),
+                ("http_status", Type::Int),
+                ("request_headers", Type::Text),
+                ("response_headers", Type::Text),
+                ("response_body", Type::Bytes),
+                ("failure", Type::Text),
+                ("outcome", Type::Int),
+                ("trace", Type::Text),
+                ("timings", Type::Text),
+                ("smtp_reply", Type::Text),
+            ],
+            16,
+        );
+        for Ended { after, attempt } in ended {
+            let Some(attempt) = attempt else { continue };
+            let report = &attempt.report;
+            rows.push([
+                text(after.tenant_id.as_str()),
+                text(attempt.delivery_id.as_str()),
+                int(i32::try_from(attempt.number).unwrap_or(i32::MAX)),
+                int(i32::from(trigger_code(attempt.trigger))),
+                bigint(report.start_time.as_micros()),
+                bigint(i64::try_from(report.duration.as_micros()).unwrap_or(i64::MAX)),
+                int(report.http_status.map_or(0, i32::from)),
+                text(json(&report.request_headers)?),
+                text(json(&report.response_headers)?),
+                bytes(report.response_body.as_slice()),
+                text(report.failure.as_ref().map(json).transpose()?.unwrap_or_default()),
+                int(i32::from(outcome_code(&report.outcome))),
+                text(attempt.trace.to_string()),
+                text(report.timings.as_ref().map(json).transpose()?.unwrap_or_default()),
+                text(report.smtp_reply.as_str()),
+            ]);
+        }
+        let sql = " INSERT INTO attempts (tenant_id, delivery_id, number, trigger_code, start_time, duration_us,
+                http_status, request_headers, response_headers, response_body, failure, outcome, trace,
+                timings, smtp_reply)
+            SELECT tenant_id, delivery_id, number, trigger_code, start_time, duration_us,
+                NULLIF(http_status, 0), request_headers, response_headers, response_body,
+                NULLIF(failure, ''), outcome, trace, NULLIF(timings, ''), smtp_reply FROM r";
+        rows.execute(transaction, sql, &[]).await?;
+        Ok(())
+    }
+
+    /// Adds an attempt to a delivery that has ended: one that was canceled meanwhile, or one that
+    /// an administrator tried again. The state stays as it is; the attempt gets the next number.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn record_after_end(
+        &self,
+        tenant_id: TenantId,
+        mut attempt: Attempt,
+        now: Timestamp,
+    ) -> Result<LateResult, Error> {
+        let transaction = self.dialect.begin(&self.write).await?;
+        let sql = format!(
+            "SELECT * FROM deliveries WHERE tenant_id = $1 AND id = $2 {}",
+            self.dialect.for_update()
+        );
+        let values = vec![text(tenant_id.as_str()), text(attempt.delivery_id.as_str())];
+        let row = transaction.query_one_raw(self.dialect.statement(sql, values)).await?;
+        let ended = match &row {
+            Some(_) if self.is_recorded(&transaction, tenant_id, &attempt).await? => {
+                Err(LateResult::Known)
+            }
+            Some(row) => {
+                let delivery = Delivery::try_from(delivery::Model::from_query_result(row, "")?)?;
+                if delivery.state.is_terminal() { Ok(delivery) } else { Err(LateResult::Lost) }
+            }
+            None => Err(LateResult::Lost),
+        };
+        let mut delivery = match ended {
+            Ok(delivery) => delivery,
+            Err(result) => {
+                // Dropping it would keep the row locked until the connection is used again.
+                transaction.rollback().await?;
+                return Ok(result);
+            }
+        };
+        delivery.attempt_count += 1;
+        delivery.revision += 1;
+        delivery.update_time = now;
+        attempt.number = delivery.attempt_count;
+        if attempt.report.outcome == Outcome::Delivered && delivery.state != State::Succeeded {
+            delivery.recover_time.get_or_insert(now);
+        }
+        delivery.last_attempt = Some(LastAttempt::of(&attempt));
+        let sql = "UPDATE deliveries SET attempt_count = $3, revision = $4, update_time = $5,
+                recover_time = NULLIF($6, 0), last_attempt = $7
+            WHERE tenant_id = $1 AND id = $2";
+        let values = vec![
+            text(tenant_id.as_str()),
+            text(delivery.id.as_str()),
+            int(i32::try_from(delivery.attempt_count).unwrap_or(i32::MAX)),
+            bigint(delivery.revision),
+            bigint(now.as_micros()),
+            time_or_zero(delivery.recover_time),
+            text(json(&delivery.last_attempt)?),
+        ];
+        transaction.execute_raw(self.dialect.statement(sql, values)).await?;
+        let ended = Ended { after: delivery, attempt: Some(attempt) };
+        self.insert_attempts(&transaction, std::iter::once(&ended)).await?;
+        self.tell(&transaction, std::iter::once(&ended.after), now).await?;
+        fail_point!(LateBeforeCommit);
+        transaction.commit().await?;
+        fail_point!(LateAfterCommit);
+        self.wakes.wake();
+        Ok(LateResult::Added(Box::new(ended.after)))
+    }
+
+    /// Whether this very attempt is in the record: the same span. Its number may be another, when it
+    /// was added after the end by a commit that was not confirmed.
+    async fn is_recorded(
+        &self,
+        transaction: &DatabaseTransaction,
+        tenant_id: TenantId,
+        attempt: &Attempt,
+    ) -> Result<bool, Error> {
+        let sql = "SELECT 1 FROM attempts
+            WHERE tenant_id = $1 AND delivery_id = $2 AND trace = $3";
+        let values = vec![
+            text(tenant_id.as_str()),
+            text(attempt.delivery_id.as_str()),
+            text(attempt.trace.to_string()),
+        ];
+        Ok(transaction.query_one_raw(self.dialect.statement(sql, values)).await?.is_some())
+    }
+
+    /// Gives back what `node` has leased, at most `limit` deliveries. They are due at once, unless
+    /// they were leased for a manual attempt before they were due.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn release(
+        &self,
+        node: NodeId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        self.give_back(node, "", now, limit).await
+    }
+
+    /// Like [`Store::release`], because `node` has fallen silent: what it had was interrupted.
+    pub(super) async fn interrupt(
+        &self,
+        node: NodeId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        self.give_back(node, INTERRUPTED, now, limit).await
+    }
+
+    async fn give_back(
+        &self,
+        node: NodeId,
+        further: &str,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        let changed = self
+            .change(
+                &format!(
+                    "UPDATE deliveries SET {RELEASED}{further} WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
+                        WHERE lease_node = $2 AND state = 2 LIMIT $3 {skip_locked}) RETURNING *",
+                    skip_locked = self.dialect.skip_locked(),
+                ),
+                vec![bigint(now.as_micros()), text(node.as_str()), bigint(i64::from(limit))],
+                now,
+            )
+            .await?;
+        Ok(Release { count: changed.len() })
+    }
+
+    /// Gives back what `node` has leased since before `older_than` and no longer knows of: a commit
+    /// that took effect without its confirmation, for example. `is_known` says what it knows.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn release_unknown(
+        &self,
+        node: NodeId,
+        older_than: Timestamp,
+        is_known: impl Fn(DeliveryId) -> bool,
+        now: Timestamp,
+    ) -> Result<Release, Error> {
+        let sql = "SELECT tenant_id, id, revision FROM deliveries
+            WHERE lease_node = $1 AND state = 2 AND update_time < $2";
+        let values = vec![text(node.as_str()), bigint(older_than.as_micros())];
+        let leased = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
+        let columns = [("tenant_id", Type::Text), ("id", Type::Text), ("revision", Type::BigInt)];
+        let mut rows = Rows::new(self.dialect, columns, 0);
+        for row in &leased {
+            let id: String = row.try_get_by_index(1)?;
+            if !is_known(super::rows::id(&id)?) {
+                let tenant_id: String = row.try_get_by_index(0)?;
+                rows.push([text(tenant_id), text(id), bigint(row.try_get_by_index(2)?)]);
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Release::default());
+        }
+        let transaction = self.dialect.begin(&self.write).await?;
+        let sql = format!(
+            " UPDATE deliveries SET {RELEASED}
+            WHERE (tenant_id, id, revision) IN (SELECT tenant_id, id, revision FROM r) RETURNING *"
+        );
+        let changed = rows.query(&transaction, &sql, &[bigint(now.as_micros())]).await?;
+        Ok(Release { count: self.finish_change(transaction, &changed, now).await?.len() })
+    }
+
+    /// Runs one UPDATE that returns whole deliveries, tells the feed, and commits.
+    pub(super) async fn change(
+        &self,
+        sql: &str,
+        values: Vec<sea_orm::Value>,
+        now: Timestamp,
+    ) -> Result<Vec<Delivery>, Error> {
+        let transaction = self.dialect.begin(&self.write).await?;
+        let rows = transaction.query_all_raw(self.dialect.statement(sql, values)).await?;
+        self.finish_change(transaction, &rows, now).await
+    }
+
+    /// Tells the feed of the whole deliveries that an UPDATE returned, and commits.
+    async fn finish_change(
+        &self,
+        transaction: DatabaseTransaction,
+        rows: &[QueryResult],
+        now: Timestamp,
+    ) -> Result<Vec<Delivery>, Error> {
+        let mut changed: Vec<Delivery> = Vec::with_capacity(rows.len());
+        for row in rows {
+            changed.push(delivery::Model::from_query_result(row, "")?.try_into()?);
+        }
+        self.tell(&transaction, changed.iter(), now).await?;
+        fail_point!(ChangeBeforeCommit);
+        transaction.commit().await?;
+        fail_point!(ChangeAfterCommit);
+        self.wakes.wake();
+        self.ends.count(&changed);
+        Ok(changed)
+    }
+}

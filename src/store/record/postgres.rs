@@ -1,0 +1,139 @@
+//! Recording on PostgreSQL, when nothing is to be said of endpoints: one statement, which is a
+//! transaction of its own. See `docs/adr/0011-one-statement.md`.
+
+use std::borrow::Cow;
+
+use sea_orm::sqlx;
+
+use crate::domain::Timestamp;
+use crate::domain::attempt::Attempt;
+use crate::domain::delivery::FailureReason;
+
+use super::super::accept::column;
+use super::super::error::refused;
+use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::rows::{json, outcome_code, trigger_code};
+use super::super::{Error, Store};
+use super::Ended;
+
+/// Somebody else has changed one of the deliveries first: a cast that fails (invalid text
+/// representation), which takes the whole statement back.
+const FENCED: &str = "22P02";
+
+/// `$1` to `$6` are the feed's, see `feed_tail`.
+const RECORD: &str = concat!(
+    "WITH ended AS (
+        UPDATE deliveries SET state = r.state, failure_reason = r.failure_reason,
+            attempt_count = r.attempt_count, automatic_count = r.automatic_count,
+            -- Whoever has a result was not interrupted.
+            interrupted_count = CASE WHEN r.attempt_count > deliveries.attempt_count
+                THEN 0 ELSE deliveries.interrupted_count END,
+            next_attempt_time = r.next_attempt_time, lease_node = NULL, due_time = NULL,
+            last_attempt = r.last_attempt, revision = r.revision, update_time = r.update_time
+        FROM unnest($7::text[], $8::text[], $9::bigint[], $10::smallint[], $11::smallint[],
+            $12::int[], $13::int[], $14::bigint[], $15::text[], $16::bigint[])
+            AS r(tenant_id, id, revision, state, failure_reason, attempt_count, automatic_count,
+                next_attempt_time, last_attempt, update_time)
+        WHERE deliveries.tenant_id = r.tenant_id AND deliveries.id = r.id
+          -- The fence: only the change that follows the one we know.
+          AND deliveries.revision = r.revision - 1
+        RETURNING 1),
+    new_attempts AS (
+        INSERT INTO attempts (tenant_id, delivery_id, number, trigger_code, start_time, duration_us,
+            http_status, request_headers, response_headers, response_body, failure, outcome, trace,
+            timings, smtp_reply)
+        SELECT a.*
+        FROM unnest($17::text[], $18::text[], $19::int[], $20::smallint[], $21::bigint[],
+            $22::bigint[], $23::int[], $24::text[], $25::text[], $26::bytea[], $27::text[],
+            $28::smallint[], $29::text[], $30::text[], $31::text[]) AS a
+        RETURNING 1),
+    ready AS (
+        -- All or nothing. Who finds some of them fenced writes them one by one with the others.
+        SELECT CASE WHEN (SELECT count(*) FROM ended) = cardinality($8::text[])
+            THEN (SELECT count(*) FROM new_attempts) >= 0
+            -- (The count keeps the planner from casting before the statement runs.)
+            ELSE ('others have changed deliveries: not ' || (SELECT count(*) FROM ended))::boolean
+            END AS is_ready)",
+    feed_tail!(),
+);
+
+impl Store {
+    /// Writes how leases ended; `false`, and nothing is written, when somebody else has changed one
+    /// of the deliveries.
+    pub(super) async fn record_in_one_statement(
+        &self,
+        ended: &[Ended],
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let told = Told::of(ended.iter().map(|ended| &ended.after))?;
+        let query = told.bind(sqlx::query_scalar::<_, bool>(RECORD), now);
+        let query = bind_attempts(bind_deliveries(query, ended)?, ended)?;
+        fail_point!(RecordBeforeCommit);
+        match query.fetch_one(self.write.get_postgres_connection_pool()).await {
+            Ok(_) => Ok(true),
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(FENCED) => {
+                Ok(false)
+            }
+            Err(error) => Err(refused(error)),
+        }
+    }
+}
+
+type Query<'q> = PgQuery<'q, bool>;
+
+fn bind_deliveries<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, Error> {
+    let mut last = Vec::with_capacity(ended.len());
+    for Ended { after, .. } in ended {
+        last.push(after.last_attempt.as_ref().map(json).transpose()?);
+    }
+    Ok(query
+        .bind(column(ended, |ended| ended.after.tenant_id.as_str()))
+        .bind(column(ended, |ended| ended.after.id.as_str()))
+        .bind(column(ended, |ended| ended.after.revision))
+        .bind(column(ended, |ended| ended.after.state.code()))
+        .bind(column(ended, |ended| ended.after.failure_reason.map(FailureReason::code)))
+        .bind(column(ended, |ended| number(ended.after.attempt_count)))
+        .bind(column(ended, |ended| number(ended.after.automatic_count)))
+        .bind(column(ended, |ended| ended.after.next_attempt_time.map(Timestamp::as_micros)))
+        .bind(last)
+        .bind(column(ended, |ended| ended.after.update_time.as_micros())))
+}
+
+fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, Error> {
+    let made: Vec<(&Ended, &Attempt)> =
+        ended.iter().filter_map(|ended| Some((ended, ended.attempt.as_ref()?))).collect();
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    let (mut failures, mut timings) = (Vec::new(), Vec::new());
+    for (_, Attempt { report, .. }) in &made {
+        sent.push(headers(&report.request_headers)?);
+        received.push(headers(&report.response_headers)?);
+        failures.push(report.failure.as_ref().map(json).transpose()?);
+        timings.push(report.timings.as_ref().map(json).transpose()?);
+    }
+    let micros =
+        |attempt: &Attempt| i64::try_from(attempt.report.duration.as_micros()).unwrap_or(i64::MAX);
+    Ok(query
+        .bind(column(&made, |(ended, _)| ended.after.tenant_id.to_string()))
+        .bind(column(&made, |(_, attempt)| attempt.delivery_id.to_string()))
+        .bind(column(&made, |(_, attempt)| number(attempt.number)))
+        .bind(column(&made, |(_, attempt)| trigger_code(attempt.trigger)))
+        .bind(column(&made, |(_, attempt)| attempt.report.start_time.as_micros()))
+        .bind(column(&made, |(_, attempt)| micros(attempt)))
+        .bind(column(&made, |(_, attempt)| attempt.report.http_status.map(i32::from)))
+        .bind(sent)
+        .bind(received)
+        .bind(column(&made, |(_, attempt)| attempt.report.response_body.clone()))
+        .bind(failures)
+        .bind(column(&made, |(_, attempt)| outcome_code(&attempt.report.outcome)))
+        .bind(column(&made, |(_, attempt)| attempt.trace.to_string()))
+        .bind(timings)
+        .bind(column(&made, |(_, attempt)| attempt.report.smtp_reply.as_str())))
+}
+
+fn headers(headers: &Vec<(String, String)>) -> Result<Cow<'static, str>, Error> {
+    Ok(if headers.is_empty() { Cow::Borrowed("[]") } else { Cow::Owned(json(headers)?) })
+}
+
+fn number(count: u32) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,104 @@
+//! What an event costs the database: how many statements and commits, when many callers emit at
+//! once. Counted on the wire, so it holds whatever a layer in between adds; nothing is timed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::support::app::{App, options};
+use crate::support::proxy::{Asked, Proxy, Weather};
+use crate::support::{Client, Database, Receiver, app};
+
+const EVENTS: usize = 2_000;
+const CALLERS: usize = 64;
+
+/// How far away the database is. A group is what has come while the last one was being committed, so
+/// on a database that is quick enough every event could be a group of its own, and rightly so.
+const DISTANCE: Duration = Duration::from_millis(2);
+
+/// Executed statements per event, transaction control included.
+const MAX_STATEMENTS: f64 = 1.2;
+/// Committed transactions per event: what the disk is waited for.
+const MAX_COMMITS: f64 = 0.15;
+/// Different texts of statements. A text that depends on the number of rows would be prepared anew
+/// for each group, and push the others out of the cache.
+const MAX_TEXTS: usize = 40;
+
+async fn emit_all(client: &Client, tenant_id: &str, count: usize) {
+    let next = Arc::new(AtomicUsize::new(0));
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let (client, next, tenant_id) = (client.clone(), Arc::clone(&next), tenant_id.to_owned());
+        callers.spawn(async move {
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return;
+                }
+                let mut request = app::emit_request(&tenant_id, "billing.paid", "{}");
+                request.idempotency_key = format!("{count}-{number}");
+                client.events().emit(request).await.expect("accepted");
+            }
+        });
+    }
+    callers.join_all().await;
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts of a test are small")]
+fn per_event(count: usize) -> f64 {
+    count as f64 / EVENTS as f64
+}
+
+fn show(asked: &Asked) {
+    let mut statements: Vec<_> = asked.statements.iter().collect();
+    statements.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
+    for (text, times) in statements {
+        println!("{:8.4} per event  {text}", per_event(*times));
+    }
+    println!(
+        "{:8.4} statements, {:.4} commits and {:.4} round trips per event; {} texts prepared",
+        per_event(asked.total()),
+        per_event(asked.commits),
+        per_event(asked.round_trips),
+        asked.texts.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_events_share_few_statements_and_commits() {
+    let mut database = Database::postgres().await;
+    let counting = Proxy::before(&mut database).await;
+    counting.set(Weather::Slow(DISTANCE));
+    let mut options = options(&database);
+    // What is done by the clock is no part of the hot path: rarely, so that a slow machine counts
+    // little of it.
+    options.poll_interval = Duration::from_secs(5);
+    let app = App::start_with(database, &options).await;
+    let receiver = Receiver::answering(200).await;
+    let tenant = app.operator.create_tenant("Acme").await;
+    app.operator.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+    // The first events make connections and prepare statements; what follows is the hot path.
+    emit_all(&app.operator, &tenant.id, CALLERS).await;
+    receiver.wait_for(CALLERS).await;
+    counting.take();
+
+    emit_all(&app.operator, &tenant.id, EVENTS).await;
+    receiver.wait_for(CALLERS + EVENTS).await;
+    // Stopping waits until all results are recorded, so they are counted too.
+    let database = app.stop().await;
+    let asked = counting.take();
+    show(&asked);
+
+    let store = database.open().await;
+    assert_eq!(store.count_scheduled(1).await.expect("counted"), 0, "everything was delivered");
+    let commits = asked.commits;
+    assert!(commits > 0, "the proxy has seen nothing");
+    let statements = per_event(asked.total());
+    assert!(statements <= MAX_STATEMENTS, "{statements:.3} statements per event");
+    let commits = per_event(commits);
+    assert!(commits <= MAX_COMMITS, "{commits:.3} commits per event");
+    let texts = &asked.texts;
+    assert!(texts.len() <= MAX_TEXTS, "{} different statements, such as {texts:#?}", texts.len());
+}
