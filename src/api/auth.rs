@@ -217,7 +217,7 @@ impl Auth {
             Known::Fresh(found) => found,
             // As long as the entry is good, a database that does not answer changes nothing.
             Known::Renew(found) => match self.lookups.try_acquire() {
-                Ok(_permit) => self.read(hash).await.unwrap_or(found),
+                Ok(_permit) => Box::pin(self.read(hash)).await.unwrap_or(found),
                 Err(_) => found,
             },
             Known::Unknown => {
@@ -226,7 +226,7 @@ impl Auth {
                 // Another call may have read it meanwhile.
                 match self.known(&hash) {
                     Known::Fresh(found) | Known::Renew(found) => found,
-                    Known::Unknown => self.read(hash).await?,
+                    Known::Unknown => Box::pin(self.read(hash)).await?,
                 }
             }
         };

@@ -49,7 +49,8 @@ impl Channels {
         crate::failpoint::fail_at(&task.event.event_type);
         match &task.subscription.spec.channel {
             Channel::Webhook(settings) => self.webhook.attempt(task, settings).await,
-            Channel::Email(settings) => self.mailer.attempt(task, settings).await,
+            // Apart, so that the attempts of webhooks do not carry its size around.
+            Channel::Email(settings) => Box::pin(self.mailer.attempt(task, settings)).await,
         }
     }
 }

@@ -30,7 +30,7 @@ impl Shared {
             return Standing::MayGo;
         }
         let recipient = (subscription.tenant_id, recipient, own_subscription(subscription));
-        match self.store.suppressed(&[recipient]).await {
+        match Box::pin(self.store.suppressed(&[recipient])).await {
             Ok(found) => match found.into_iter().flatten().next() {
                 Some(Suppression { reason: Reason::Bounced, .. }) => {
                     Standing::Suppressed(FailureReason::Bounced)
@@ -59,7 +59,7 @@ impl Shared {
             delivery_id: Some(task.delivery_id),
             create_time: self.clock.now(),
         };
-        match self.store.suppress(&wanted).await {
+        match Box::pin(self.store.suppress(&wanted)).await {
             Ok(Suppressing::Done(_)) => self.chores.notify_one(),
             Ok(Suppressing::Known(_) | Suppressing::NoTenant) => {}
             // The next message to the address bounces, too.

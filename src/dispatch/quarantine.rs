@@ -49,6 +49,10 @@ impl Shared {
         if !is_suspect(delivery) {
             return Made::Attempt(self.attempt(task).await);
         }
+        Box::pin(self.attempt_of_suspect(delivery, task)).await
+    }
+
+    async fn attempt_of_suspect(&self, delivery: &Delivery, task: &Task) -> Made {
         let start_time = self.clock.now();
         let Some(apart) = self.channels.attempt_apart(task).await else {
             return self.attempt_here(delivery, task).await;

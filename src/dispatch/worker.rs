@@ -140,7 +140,9 @@ impl Worker {
         if now.since(job.settings_time) > MAX_SETTINGS_AGE
             || job.settings_seen != self.shared.store.settings_seen()
         {
-            match self.shared.catalog.current(&self.shared.store, &[tenant_id]).await {
+            let tenants = [tenant_id];
+            let current = self.shared.catalog.current(&self.shared.store, &tenants);
+            match Box::pin(current).await {
                 Ok(mut current) => {
                     if let Some(current) = current.remove(&tenant_id) {
                         return Some(current);

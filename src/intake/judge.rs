@@ -62,7 +62,7 @@ impl Judge {
             }
         }
         // Only the schema that is in force now may refuse.
-        let current = self.catalog.current(&self.store, &[event.tenant_id]).await;
+        let current = Box::pin(self.catalog.current(&self.store, &[event.tenant_id])).await;
         match current.map_err(|error| unavailable(&error))?.get(&event.tenant_id) {
             Some(catalog) => self.check(event, catalog).await,
             None => Ok(Verdict::default()),

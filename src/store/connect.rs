@@ -18,6 +18,7 @@ use sea_orm::{
 
 use super::dialect::Dialect;
 use super::ends::Ends;
+use super::line::Lines;
 use super::pooler::Sessions;
 use super::vault::{KeySource, Vault};
 use super::wake::Wakes;
@@ -38,6 +39,10 @@ const GIVE_UP_ABANDONED: &str = "SET idle_in_transaction_session_timeout = 5000"
 /// and hash it, which takes the longer the more there is. No statement of ours is meant to. What is
 /// forbidden counts as expensive, and what is expensive would be compiled (`jit`) for each execution.
 const BY_KEY: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
+/// What each connection to PostgreSQL is told.
+const SETTINGS: &[&str] = &[GIVE_UP_ABANDONED, BY_KEY];
+/// The least that the pool may have: to find out about a pooler, and to migrate, two are taken at once.
+const MIN_POOL: u32 = 2;
 /// Readers beside SQLite's one writer.
 const SQLITE_READERS: u32 = 4;
 /// Names the advisory lock under which a schema is migrated: "tidings" as bytes.
@@ -156,6 +161,7 @@ impl Store {
         Ok(Self {
             write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
             read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
+            lines: None,
             dialect: Dialect::Sqlite,
             wakes: Wakes::default(),
             sessions: Sessions::Own,
@@ -169,16 +175,19 @@ impl Store {
         max_connections: u32,
         vault: Vault,
     ) -> Result<Self, Error> {
+        let lines = Lines::new(&options, SETTINGS, ACQUIRE_TIMEOUT);
         let pool = PgPoolOptions::new()
-            .max_connections(max_connections)
+            .max_connections(max_connections.saturating_sub(Lines::COUNT).max(MIN_POOL))
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A test before each use would cost a round trip per query; a broken connection shows
             // itself in the query, and the pool replaces it.
             .test_before_acquire(false)
             .after_connect(|connection, _| {
                 Box::pin(async move {
-                    connection.execute(GIVE_UP_ABANDONED).await?;
-                    connection.execute(BY_KEY).await.map(drop)
+                    for setting in SETTINGS {
+                        connection.execute(*setting).await?;
+                    }
+                    Ok(())
                 })
             })
             .connect_with(options)
@@ -189,6 +198,7 @@ impl Store {
         Ok(Self {
             write: connection.clone(),
             read: connection,
+            lines: Some(lines),
             dialect: Dialect::Postgres,
             wakes: Wakes::default(),
             sessions,
@@ -213,6 +223,9 @@ impl Store {
 
     /// Closes all connections.
     pub async fn close(self) {
+        if let Some(lines) = &self.lines {
+            lines.close().await;
+        }
         // Closing can only fail to say goodbye; everything acknowledged is committed.
         let _ = self.write.close().await;
         let _ = self.read.close().await;
@@ -225,7 +238,7 @@ impl Store {
     /// When a step fails, or the schema is newer than this version.
     pub async fn migrate(config: &Config) -> Result<Vec<String>, Error> {
         // One connection holds the lock while another one migrates.
-        let store = Self::open(&Config { max_connections: 2, ..config.clone() }).await?;
+        let store = Self::open(&Config { max_connections: MIN_POOL, ..config.clone() }).await?;
         let lock = store.lock_migration().await?;
         let migrated = store.migrate_alone().await;
         if let Some(lock) = lock {

@@ -21,6 +21,7 @@ mod events;
 mod feed;
 mod health;
 mod keys;
+mod line;
 mod nodes;
 mod page;
 mod pooler;
@@ -61,6 +62,7 @@ use sea_orm::DatabaseConnection;
 
 use dialect::Dialect;
 use ends::Ends;
+use line::Lines;
 use pooler::Sessions;
 use vault::Vault;
 use wake::Wakes;
@@ -68,11 +70,14 @@ use wake::Wakes;
 /// The database: one writing side and one reading side.
 ///
 /// On SQLite the writing side is a single connection, since SQLite has a single writer, and the
-/// reading side a pool. On PostgreSQL both are the same pool.
+/// reading side a pool. On PostgreSQL both are the same pool, and the hot path has connections of its
+/// own.
 #[derive(Clone, Debug)]
 pub struct Store {
     write: DatabaseConnection,
     read: DatabaseConnection,
+    /// PostgreSQL's alone.
+    lines: Option<Lines>,
     dialect: Dialect,
     wakes: Wakes,
     sessions: Sessions,

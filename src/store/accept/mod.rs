@@ -20,7 +20,6 @@ use crate::domain::event::Event;
 use crate::domain::id::{EventId, NodeId, TenantId};
 
 use super::bulk::{Rows, Type, text};
-use super::dialect::Dialect;
 use super::rows::PLATFORM;
 use super::{Catalog, Error, Store};
 
@@ -106,12 +105,12 @@ impl Store {
         if new.events.is_empty() {
             return Ok(AcceptResult::Stored);
         }
-        let became = match self.dialect {
-            Dialect::Postgres => {
+        let became = match &self.lines {
+            Some(lines) => {
                 fail_point!(AcceptBeforeCommit);
-                self.accept_in_one_statement(new).await?
+                postgres::accept(&lines.accepting, new).await?
             }
-            Dialect::Sqlite => self.accept_in_transaction(new).await?,
+            None => self.accept_in_transaction(new).await?,
         };
         if became == AcceptResult::Stored {
             fail_point!(AcceptAfterCommit);

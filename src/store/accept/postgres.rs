@@ -10,10 +10,11 @@ use sea_orm::sqlx;
 use crate::domain::Timestamp;
 use crate::domain::delivery::Delivery;
 
+use super::super::Error;
 use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::line::Line;
 use super::super::rows::{channel_code, json};
-use super::super::{Error, Store};
 use super::{AcceptResult, Acceptance};
 
 /// The constraint that a taken key violates.
@@ -61,26 +62,21 @@ const ACCEPT: &str = concat!(
     feed_tail!(),
 );
 
-impl Store {
-    pub(super) async fn accept_in_one_statement(
-        &self,
-        new: &Acceptance<'_>,
-    ) -> Result<AcceptResult, Error> {
-        let told = Told::of(new.deliveries.iter())?;
-        let (tenants, versions) = new.versions();
-        let query = told.bind(sqlx::query_scalar::<_, bool>(ACCEPT), new.now);
-        let query = query.bind(tenants).bind(versions);
-        let query = bind_keys(query, new);
-        let query = bind_events(query, new)?.bind(new.node.as_str());
-        let query = bind_deliveries(query, new.deliveries);
-        match query.fetch_one(self.write.get_postgres_connection_pool()).await {
-            Ok(true) => Ok(AcceptResult::Stored),
-            Ok(false) => Ok(AcceptResult::SettingsChanged),
-            Err(sqlx::Error::Database(error)) if error.constraint() == Some(KEYS_CONSTRAINT) => {
-                Ok(AcceptResult::KeysTaken)
-            }
-            Err(error) => Err(refused(error)),
+pub(super) async fn accept(line: &Line, new: &Acceptance<'_>) -> Result<AcceptResult, Error> {
+    let told = Told::of(new.deliveries.iter())?;
+    let (tenants, versions) = new.versions();
+    let query = told.bind(sqlx::query_scalar::<_, bool>(ACCEPT), new.now);
+    let query = query.bind(tenants).bind(versions);
+    let query = bind_keys(query, new);
+    let query = bind_events(query, new)?.bind(new.node.as_str());
+    let query = bind_deliveries(query, new.deliveries);
+    match line.fetch(query).await {
+        Ok(true) => Ok(AcceptResult::Stored),
+        Ok(false) => Ok(AcceptResult::SettingsChanged),
+        Err(sqlx::Error::Database(error)) if error.constraint() == Some(KEYS_CONSTRAINT) => {
+            Ok(AcceptResult::KeysTaken)
         }
+        Err(error) => Err(refused(error)),
     }
 }
 

@@ -14,7 +14,6 @@ use crate::domain::health::Policy;
 use crate::domain::id::{DeliveryId, NodeId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
-use super::dialect::Dialect;
 use super::entity::delivery;
 use super::rows::{json, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
@@ -87,9 +86,9 @@ impl Store {
         if ended.is_empty() {
             return Ok(Recorded::default());
         }
-        if self.dialect == Dialect::Postgres
+        if let Some(lines) = &self.lines
             && seen.is_empty()
-            && self.record_in_one_statement(ended, now).await?
+            && postgres::record(&lines.recording, ended, now).await?
         {
             fail_point!(RecordAfterCommit);
             self.wakes.wake();

@@ -9,11 +9,12 @@ use crate::domain::Timestamp;
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::FailureReason;
 
+use super::super::Error;
 use super::super::accept::column;
 use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::line::Line;
 use super::super::rows::{json, outcome_code, trigger_code};
-use super::super::{Error, Store};
 use super::Ended;
 
 /// Somebody else has changed one of the deliveries first: a cast that fails (invalid text
@@ -31,10 +32,13 @@ const RECORD: &str = concat!(
             next_attempt_time = r.next_attempt_time, lease_node = NULL, due_time = NULL,
             last_attempt = r.last_attempt, revision = r.revision, update_time = r.update_time
         FROM unnest($7::text[], $8::text[], $9::bigint[], $10::smallint[], $11::smallint[],
-            $12::int[], $13::int[], $14::bigint[], $15::text[], $16::bigint[])
+            $12::int[], $13::int[], $14::bigint[], $15::text[], $16::bigint[], $17::text[])
             AS r(tenant_id, id, revision, state, failure_reason, attempt_count, automatic_count,
-                next_attempt_time, last_attempt, update_time)
+                next_attempt_time, last_attempt, update_time, subscription_id)
         WHERE deliveries.tenant_id = r.tenant_id AND deliveries.id = r.id
+          -- It follows from the id. Named, so that each index that the planner may take (of a new table
+          -- it knows nothing) leads to one row.
+          AND deliveries.subscription_id = r.subscription_id
           -- The fence: only the change that follows the one we know.
           AND deliveries.revision = r.revision - 1
         RETURNING 1),
@@ -43,9 +47,9 @@ const RECORD: &str = concat!(
             http_status, request_headers, response_headers, response_body, failure, outcome, trace,
             timings, smtp_reply)
         SELECT a.*
-        FROM unnest($17::text[], $18::text[], $19::int[], $20::smallint[], $21::bigint[],
-            $22::bigint[], $23::int[], $24::text[], $25::text[], $26::bytea[], $27::text[],
-            $28::smallint[], $29::text[], $30::text[], $31::text[]) AS a
+        FROM unnest($18::text[], $19::text[], $20::int[], $21::smallint[], $22::bigint[],
+            $23::bigint[], $24::int[], $25::text[], $26::text[], $27::bytea[], $28::text[],
+            $29::smallint[], $30::text[], $31::text[], $32::text[]) AS a
         RETURNING 1),
     ready AS (
         -- All or nothing. Who finds some of them fenced writes them one by one with the others.
@@ -57,25 +61,17 @@ const RECORD: &str = concat!(
     feed_tail!(),
 );
 
-impl Store {
-    /// Writes how leases ended; `false`, and nothing is written, when somebody else has changed one
-    /// of the deliveries.
-    pub(super) async fn record_in_one_statement(
-        &self,
-        ended: &[Ended],
-        now: Timestamp,
-    ) -> Result<bool, Error> {
-        let told = Told::of(ended.iter().map(|ended| &ended.after))?;
-        let query = told.bind(sqlx::query_scalar::<_, bool>(RECORD), now);
-        let query = bind_attempts(bind_deliveries(query, ended)?, ended)?;
-        fail_point!(RecordBeforeCommit);
-        match query.fetch_one(self.write.get_postgres_connection_pool()).await {
-            Ok(_) => Ok(true),
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(FENCED) => {
-                Ok(false)
-            }
-            Err(error) => Err(refused(error)),
-        }
+/// Writes how leases ended; `false`, and nothing is written, when somebody else has changed one of the
+/// deliveries.
+pub(super) async fn record(line: &Line, ended: &[Ended], now: Timestamp) -> Result<bool, Error> {
+    let told = Told::of(ended.iter().map(|ended| &ended.after))?;
+    let query = told.bind(sqlx::query_scalar::<_, bool>(RECORD), now);
+    let query = bind_attempts(bind_deliveries(query, ended)?, ended)?;
+    fail_point!(RecordBeforeCommit);
+    match line.fetch(query).await {
+        Ok(_) => Ok(true),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(FENCED) => Ok(false),
+        Err(error) => Err(refused(error)),
     }
 }
 
@@ -96,7 +92,8 @@ fn bind_deliveries<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>
         .bind(column(ended, |ended| number(ended.after.automatic_count)))
         .bind(column(ended, |ended| ended.after.next_attempt_time.map(Timestamp::as_micros)))
         .bind(last)
-        .bind(column(ended, |ended| ended.after.update_time.as_micros())))
+        .bind(column(ended, |ended| ended.after.update_time.as_micros()))
+        .bind(column(ended, |ended| ended.after.subscription_id.as_str())))
 }
 
 fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, Error> {
