@@ -22,17 +22,27 @@ pub(super) struct Fields {
 
 /// The fields that one update changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Selection(BTreeSet<&'static str>);
+pub(super) struct Selection {
+    paths: BTreeSet<&'static str>,
+    /// Whether the mask was `*`, which names no field.
+    is_everything: bool,
+}
 
 impl Selection {
     /// Whether the update changes this field.
     pub(super) fn has(&self, path: &str) -> bool {
-        self.0.contains(path)
+        self.paths.contains(path)
     }
 
     /// Whether the update changes any field below `message`.
     pub(super) fn has_below(&self, message: &str) -> bool {
-        self.0.iter().any(|path| is_below(path, message))
+        self.paths.iter().any(|path| is_below(path, message))
+    }
+
+    /// Whether the client itself chose a field below `message`. `*` means whatever the resource has,
+    /// and says nothing of a message that it lacks.
+    pub(super) fn names_below(&self, message: &str) -> bool {
+        !self.is_everything && self.has_below(message)
     }
 }
 
@@ -50,9 +60,10 @@ impl Fields {
         violations: &mut Violations,
     ) -> Selection {
         let mut chosen = BTreeSet::new();
+        let is_everything = mask.iter().any(|path| path == "*");
         if mask.len() > MAX_PATHS {
             violations.add("update_mask", format!("must have at most {MAX_PATHS} paths"));
-            return Selection(chosen);
+            return Selection { paths: chosen, is_everything };
         }
         if mask.is_empty() {
             chosen.extend(self.mutable.iter().copied().filter(|path| populated(path)));
@@ -75,7 +86,7 @@ impl Fields {
                 violations.add("update_mask", self.refusal(path));
             }
         }
-        Selection(chosen)
+        Selection { paths: chosen, is_everything }
     }
 
     fn refusal(&self, path: &str) -> String {
@@ -102,7 +113,7 @@ mod tests {
         let mask: Vec<_> = mask.iter().map(|path| (*path).to_owned()).collect();
         let populated = |path: &str| ["labels", "webhook.url"].contains(&path);
         let selection = FIELDS.select(&mask, populated, &mut violations);
-        (selection.0.into_iter().collect(), violations)
+        (selection.paths.into_iter().collect(), violations)
     }
 
     #[test]
@@ -123,6 +134,10 @@ mod tests {
         assert_eq!(chosen.len(), FIELDS.mutable.len());
         assert!(violations.is_empty());
         assert!(!select(&["*", "labels"]).1.is_empty());
+        let select =
+            |mask: &str| FIELDS.select(&[mask.to_owned()], |_| false, &mut Violations::new());
+        assert!(select("*").has_below("webhook") && !select("*").names_below("webhook"));
+        assert!(select("webhook").names_below("webhook"));
     }
 
     #[test]

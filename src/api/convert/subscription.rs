@@ -117,7 +117,8 @@ pub(crate) fn new_subscription(
 }
 
 /// `spec` with the selected fields of `message`. The domain's own rules are checked later. A webhook
-/// does not become a mail, nor the other way round.
+/// does not become a mail, nor the other way round: a mask of `*` means the fields of the channel
+/// that there is, unless the message carries the other one.
 pub(crate) fn update_subscription(
     spec: &mut SubscriptionSpec,
     message: &pb::Subscription,
@@ -136,12 +137,17 @@ pub(crate) fn update_subscription(
     if selection.has("labels") {
         spec.labels = message.labels.clone().into_iter().collect();
     }
+    let (carries_webhook, carries_email) = match &message.channel {
+        Some(pb::subscription::Channel::Webhook(_)) => (selection.has_below("webhook"), false),
+        Some(pb::subscription::Channel::Email(_)) => (false, selection.has_below("email")),
+        None => (false, false),
+    };
     match &mut spec.channel {
-        Channel::Webhook(_) if selection.has_below("email") => {
+        Channel::Webhook(_) if carries_email || selection.names_below("email") => {
             violations
                 .add("subscription.email", "the subscription is a webhook; create another one");
         }
-        Channel::Email(_) if selection.has_below("webhook") => {
+        Channel::Email(_) if carries_webhook || selection.names_below("webhook") => {
             violations
                 .add("subscription.webhook", "the subscription is by mail; create another one");
         }
@@ -455,6 +461,24 @@ mod tests {
         assert_eq!((changed.display_name.as_str(), url(&changed)), ("", ""));
         let (_, violations) = update(&["event_types"], &pb::Subscription::default());
         assert_eq!(violations.iter().next().expect("one").field, "subscription.event_types");
+    }
+
+    #[test]
+    fn a_star_means_the_fields_of_the_channel_that_there_is() {
+        let (changed, violations) = update(&["*"], &message());
+        assert!(violations.is_empty(), "{violations}");
+        assert_eq!(changed, spec());
+        // What is not set is cleared.
+        let bare = pb::Subscription { event_types: vec!["*".into()], ..Default::default() };
+        let (changed, violations) = update(&["*"], &bare);
+        assert!(violations.is_empty(), "{violations}");
+        let Channel::Webhook(webhook) = &changed.channel else { panic!("a webhook") };
+        let cleared = WebhookChannel { signatures: Vec::new(), ..WebhookChannel::default() };
+        assert_eq!((changed.display_name.as_str(), webhook), ("", &cleared));
+        // A message with the other channel would change one into the other.
+        let channel = Some(pb::subscription::Channel::Email(pb::EmailChannel::default()));
+        let (_, violations) = update(&["*"], &pb::Subscription { channel, ..message() });
+        assert_eq!(violations.iter().next().expect("one").field, "subscription.email");
     }
 
     #[test]
