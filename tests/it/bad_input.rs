@@ -9,6 +9,14 @@ use tonic_types::StatusExt;
 use crate::support::app::{emit_request, explain};
 use crate::support::{App, Database};
 
+/// The fields that are named, in order.
+fn wrong(refused: &tonic::Status) -> Vec<String> {
+    let (code, reason, mut fields) = explain(refused);
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
+    fields.sort_unstable();
+    fields
+}
+
 async fn events_of(app: &App, tenant_id: &str) -> usize {
     let list = proto::ListEventsRequest { tenant_id: tenant_id.into(), ..Default::default() };
     app.operator.events().list_events(list).await.expect("listed").into_inner().events.len()
@@ -150,6 +158,43 @@ on_both! {
         let list = proto::ListSubscriptionsRequest { tenant_id: tenant.id, ..Default::default() };
         let listed = app.operator.subscriptions().list_subscriptions(list).await.expect("listed").into_inner();
         assert!(listed.subscriptions.is_empty());
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn a_policy_that_cannot_be_read_is_judged_as_well(database: Database) {
+        let app = App::start(database).await;
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let policy = proto::RetryPolicy {
+            max_retries: Some(5),
+            backoff: Some(proto::retry_policy::Backoff::Exponential(proto::retry_policy::Exponential {
+                initial_interval: seconds(-1),
+                multiplier: 0.5,
+                max_interval: seconds(999_999_999),
+            })),
+            jitter: Some(3.0),
+        };
+        let tenant = proto::Tenant { display_name: "Acme".into(), retry_policy: Some(policy.clone()), ..Default::default() };
+        let event_type = proto::EventType { name: "billing.paid".into(), retry_policy: Some(policy.clone()), ..Default::default() };
+        let webhook = proto::WebhookChannel { url: "https://hooks.company.com/".into(), ..Default::default() };
+        let subscription = proto::Subscription {
+            tenant_id: app.operator.create_tenant("Globex").await.id,
+            event_types: vec!["*".into()],
+            channel: Some(proto::subscription::Channel::Webhook(webhook)),
+            retry_policy: Some(policy),
+            ..Default::default()
+        };
+        let request = proto::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+        let of_subscription = app.operator.subscriptions().create_subscription(request).await.expect_err("refused");
+        let request = proto::CreateTenantRequest { tenant: Some(tenant) };
+        let of_tenant = app.operator.tenants().create_tenant(request).await.expect_err("refused");
+        let request = proto::CreateEventTypeRequest { event_type: Some(event_type) };
+        let of_type = app.operator.catalog().create_event_type(request).await.expect_err("refused");
+        for (refused, resource) in [(of_subscription, "subscription"), (of_tenant, "tenant"), (of_type, "event_type")] {
+            assert_eq!(wrong(&refused), ["exponential.initial_interval", "exponential.max_interval", "exponential.multiplier", "jitter"]
+                .map(|field| format!("{resource}.retry_policy.{field}")));
+        }
         app.stop().await;
     }
 }

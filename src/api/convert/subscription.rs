@@ -254,7 +254,7 @@ fn retry_policy(
     violations: &mut Violations,
 ) -> Option<crate::domain::retry::RetryPolicy> {
     let policy = message.retry_policy.as_ref()?;
-    retry::policy(policy, "subscription.retry_policy", violations)
+    Some(retry::policy(policy, "subscription.retry_policy", violations))
 }
 
 /// A subscription as the contract writes it at `now`, what is confidential masked.

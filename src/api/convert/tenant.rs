@@ -85,7 +85,7 @@ pub(crate) fn update_tenant(
     if selection.has("retry_policy") {
         let policy = message.retry_policy.as_ref();
         spec.retry_policy =
-            policy.and_then(|policy| retry::policy(policy, "tenant.retry_policy", violations));
+            policy.map(|policy| retry::policy(policy, "tenant.retry_policy", violations));
     }
     if selection.has("primary_contact_exclusions") {
         spec.primary_contact_off = exclusions(&message.primary_contact_exclusions, violations);

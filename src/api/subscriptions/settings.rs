@@ -144,7 +144,9 @@ fn validated(
     domain_tenant::check_name(&spec.display_name, "subscription.display_name", violations);
     labels::check(&spec.labels, "subscription.labels", violations);
     if let Some(policy) = &spec.retry_policy {
-        policy.check("subscription.retry_policy", violations);
+        let mut found = Violations::new();
+        policy.check("subscription.retry_policy", &mut found);
+        convert::merge(violations, &found);
     }
     let channel = match spec.channel.clone() {
         Channel::Webhook(webhook) => {
