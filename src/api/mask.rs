@@ -44,6 +44,31 @@ impl Selection {
     pub(super) fn names_below(&self, message: &str) -> bool {
         !self.is_everything && self.has_below(message)
     }
+
+    /// Takes over from `found` what is about fields of `resource` that are changed: the rest was
+    /// found in what merely stands for the resource, because nothing says which one it is.
+    pub(super) fn take_over(
+        &self,
+        resource: &str,
+        found: &Violations,
+        violations: &mut Violations,
+    ) {
+        for violation in found.iter() {
+            let field = violation.field.strip_prefix(resource);
+            if field.and_then(|field| field.strip_prefix('.')).is_some_and(|f| self.covers(f)) {
+                violations.add(&*violation.field, &*violation.description);
+            }
+        }
+    }
+
+    /// Whether `field`, which may lie within one, is changed.
+    fn covers(&self, field: &str) -> bool {
+        self.paths.iter().any(|path| {
+            field.strip_prefix(path).is_some_and(|rest| {
+                rest.is_empty() || rest.starts_with('.') || rest.starts_with('[')
+            })
+        })
+    }
 }
 
 fn is_below(path: &str, message: &str) -> bool {
@@ -138,6 +163,9 @@ mod tests {
             |mask: &str| FIELDS.select(&[mask.to_owned()], |_| false, &mut Violations::new());
         assert!(select("*").has_below("webhook") && !select("*").names_below("webhook"));
         assert!(select("webhook").names_below("webhook"));
+        assert!(select("webhook.url").covers("webhook.url"));
+        assert!(select("retry_policy").covers("retry_policy.jitter"));
+        assert!(select("labels").covers("labels[\"a\"]") && !select("labels").covers("labels_b"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::feed::{Cursor, Item, Start, Watched, Watcher};
 
 use super::Reason;
 use super::auth::{Caller, RECHECK};
-use super::context::{Context, named_tenant};
+use super::context::Context;
 use super::convert::delivery as convert;
 use super::proto as pb;
 use super::status::Failure;
@@ -48,8 +48,7 @@ pub(super) async fn watch(
     if request.include_current && !request.resume_token.is_empty() {
         violations.add("resume_token", "must be empty together with include_current");
     }
-    violations.or_ok(())?;
-    let tenant_id = named_tenant(&caller, &request.tenant_id, "tenant_id")?;
+    let tenant_id = context.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
     let binding = Binding::new("WatchDeliveries", tenant_id.as_str())
         .with(&request.subscription_id)
         .with(&request.event_id)

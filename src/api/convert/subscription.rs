@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
-use crate::domain::channel::{Channel, EmailChannel, WebhookChannel};
+use crate::domain::channel::{Channel, EmailChannel, SignatureScheme, WebhookChannel};
 use crate::domain::health::{self, Gate, Health};
+use crate::domain::labels::Labels;
 use crate::domain::pattern::Pattern;
 use crate::domain::subscription::{DisableReason, State, Subscription, SubscriptionSpec};
 use crate::domain::{Timestamp, Violations};
@@ -113,6 +114,30 @@ pub(crate) fn new_subscription(
         channel,
         retry_policy: retry_policy(message, violations),
         labels: message.labels.clone().into_iter().collect(),
+    }
+}
+
+/// What stands for the subscription that `message` changes, as long as nobody knows which one that
+/// is: it has nothing to say against what `message` leaves as it is.
+pub(crate) fn stand_in(message: &pb::Subscription) -> SubscriptionSpec {
+    let channel = match &message.channel {
+        Some(pb::subscription::Channel::Email(_)) => Channel::Email(EmailChannel::default()),
+        Some(pb::subscription::Channel::Webhook(webhook)) => Channel::Webhook(WebhookChannel {
+            // A mask stands for what is there.
+            url: webhook.url.clone(),
+            headers: webhook.headers.clone().into_iter().collect(),
+            // Those whose headers have names to choose.
+            signatures: vec![SignatureScheme::HmacSha256Hex, SignatureScheme::Stripe],
+            ..WebhookChannel::default()
+        }),
+        None => Channel::Webhook(WebhookChannel::default()),
+    };
+    SubscriptionSpec {
+        display_name: String::new(),
+        event_types: Vec::new(),
+        channel,
+        retry_policy: None,
+        labels: Labels::new(),
     }
 }
 
