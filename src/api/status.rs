@@ -6,7 +6,7 @@
 //! is worth it. What went wrong inside is logged once, here, and answered with a plain sentence.
 //!
 //! The details travel in a trailer, and common clients refuse more than 8 KiB of them: violations
-//! are cut to [`MAX_VIOLATION_BYTES`], and the last one then says how many are missing.
+//! are told in [`MAX_VIOLATION_BYTES`], shorter where there are many (`told.rs`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::domain::Violations;
 use crate::{feed, intake, store};
 
 use super::reason::Reason;
+use super::told::{shortened, told};
 
 /// The `domain` of every `ErrorInfo`.
 pub const DOMAIN: &str = "tidings";
@@ -25,8 +26,6 @@ pub const DOMAIN: &str = "tidings";
 const MAX_VIOLATION_BYTES: usize = 3 * 1024;
 /// Most bytes of a status message.
 const MAX_MESSAGE_BYTES: usize = 512;
-/// Most bytes of one violation's field, and of its description.
-const MAX_TEXT_BYTES: usize = 300;
 
 /// Why a call failed, before it becomes a [`Status`] or the error of one item among many.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,29 +80,7 @@ impl Failure {
 
     /// The violations that fit into an answer of `budget` bytes, as (field, description).
     pub fn told_violations(&self, budget: usize) -> Vec<(String, String)> {
-        let mut told = Vec::new();
-        let mut left = budget;
-        for (index, violation) in self.violations.iter().enumerate() {
-            let field = shortened(&violation.field, MAX_TEXT_BYTES);
-            let description = shortened(&violation.description, MAX_TEXT_BYTES);
-            let Some(rest) = left.checked_sub(field.len() + description.len()) else {
-                let missing = self.violations.iter().count() - index;
-                told.push((field, format!("is wrong, and so are others: {missing} are not shown")));
-                break;
-            };
-            left = rest;
-            told.push((field, description));
-        }
-        told
-    }
-}
-
-/// `text`, or its beginning when it is longer than `max` bytes.
-fn shortened(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        text.to_owned()
-    } else {
-        format!("{}…", &text[..text.floor_char_boundary(max)])
+        told(&self.violations, budget)
     }
 }
 
@@ -263,8 +240,8 @@ mod tests {
         let status = Status::from(Failure::from(violations));
         assert!(status.details().len() < 5_000, "{}", status.details().len());
         let details = status.get_error_details();
-        let last = details.bad_request().expect("violations").field_violations.last().cloned();
-        assert!(last.expect("some").description.contains("not shown"));
+        let told = &details.bad_request().expect("violations").field_violations;
+        assert_eq!((told.len(), told[0].field.as_str()), (1, "labels"));
     }
 
     #[test]
