@@ -116,7 +116,10 @@ impl Fields {
 
     fn refusal(&self, path: &str) -> String {
         let path_shown: String = path.chars().take(80).collect();
-        if self.fixed.iter().any(|known| *known == path || is_below(path, known)) {
+        if let Some(whole) = self.mutable.iter().find(|known| is_below(path, known)) {
+            // A map's keys and a list's items are no fields, and a policy holds together.
+            format!("the field {whole:?} is changed only as a whole, not by {path_shown:?}")
+        } else if self.fixed.iter().any(|known| *known == path || is_below(path, known)) {
             format!("the field {path_shown:?} cannot be changed by an update")
         } else {
             format!("there is no field {path_shown:?}; paths are written as {:?}", self.mutable[0])
@@ -166,6 +169,15 @@ mod tests {
         assert!(select("webhook.url").covers("webhook.url"));
         assert!(select("retry_policy").covers("retry_policy.jitter"));
         assert!(select("labels").covers("labels[\"a\"]") && !select("labels").covers("labels_b"));
+    }
+
+    #[test]
+    fn a_part_of_a_field_that_is_changed_as_a_whole_is_told_as_such() {
+        for (path, whole) in [("labels.a", "labels"), ("retry_policy.jitter", "retry_policy")] {
+            let (_, violations) = select(&[path]);
+            let text = violations.to_string();
+            assert!(text.contains(&format!("{whole:?}")) && text.contains("as a whole"), "{text}");
+        }
     }
 
     #[test]

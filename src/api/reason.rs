@@ -199,7 +199,7 @@ reasons! {
     "Delete subscriptions that are not needed, or widen the patterns of those that are there."
 
     DatabaseUnavailable = "DATABASE_UNAVAILABLE", Unavailable, SOON;
-    "The database is unavailable. Try again a little later; an Emit with its idempotency key, since it may have been stored.";
+    "The database is unavailable. Try again a little later.";
     "The database does not answer, or refuses more work. A write that was under way may or may not have been made.";
     "Try again after the delay in `google.rpc.RetryInfo`; events with the same `idempotency_key`. Operators: see `/readyz` and the log."
 

@@ -140,7 +140,11 @@ impl From<intake::Error> for Failure {
             intake::Error::Overloaded => Self::of(Reason::Overloaded),
             intake::Error::ShuttingDown => Self::of(Reason::ShuttingDown),
             intake::Error::DeadlineExceeded => Self::of(Reason::DeadlineExceeded),
-            intake::Error::Unavailable => Self::of(Reason::DatabaseUnavailable),
+            intake::Error::Unavailable => Self::new(
+                Reason::DatabaseUnavailable,
+                "The database is unavailable. Try again a little later with the same \
+                 idempotency_key, since the event may have been stored.",
+            ),
             intake::Error::StorageFull => Self::of(Reason::StorageFull),
             // The cause was logged by the intake, which knows it.
             intake::Error::Internal => Self::of(Reason::Internal),
@@ -190,12 +194,17 @@ fn malformed(cause: &str) -> Failure {
             "The request is malformed: it is nested too deep. Use data_json for such data.";
         return Failure::new(Reason::MalformedRequest, message);
     }
+    // A field that is a word of Rust's, such as `type`, is told by its name in the contract.
+    let cause = cause.replace(".r#", ".");
     Failure::new(Reason::MalformedRequest, format!("The request is malformed: {cause}."))
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::api::proto as pb;
 
     #[test]
     fn every_status_says_why_in_an_error_info() {
@@ -251,6 +260,21 @@ mod tests {
         let status = Status::from(failure);
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("events") && !status.message().contains("/var"));
+    }
+
+    #[test]
+    fn only_an_emit_is_told_of_its_idempotency_key() {
+        let of_emit = Failure::from(intake::Error::Unavailable);
+        assert!(of_emit.message.contains("idempotency_key"), "{}", of_emit.message);
+        let of_others = Failure::of(Reason::DatabaseUnavailable).message;
+        assert!(!of_others.contains("idempotency") && !of_others.contains("Emit"), "{of_others}");
+    }
+
+    #[test]
+    fn a_field_is_told_by_its_name_in_the_contract() {
+        let error = pb::EmitRequest::decode([0x12, 1, 0xff].as_slice()).expect_err("not UTF-8");
+        let failure = of_transport(Code::Internal, &error.to_string());
+        assert!(failure.message.contains("EmitRequest.type: "), "{}", failure.message);
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Tenants {
         let tenant_id = self.owner(&message.tenant_id, "api_key.tenant_id").await?;
         let now = self.0.now();
         let mut violations = Violations::new();
-        let scopes = convert_tenant::scopes(&message.scopes, &mut violations);
+        let scopes = convert_tenant::scopes(&message.scopes, tenant_id, &mut violations);
         domain_tenant::check_name(&message.display_name, "api_key.display_name", &mut violations);
         if tenant_id.is_some() && scopes.contains(&Scope::Admin) {
             violations.add("api_key.scopes", "must not have admin: only operator keys can");
