@@ -2,13 +2,12 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use tidings::cli::{self, Cli};
+use tidings::cli;
 
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _armed = tidings::failpoint::arm();
-    let cli = Cli::parse();
+    let cli = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
