@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
-use tidings::cli::{self, Cli};
+use tidings::cli;
 
 /// An event makes a few hundred allocations, on one thread, that are freed on another.
 #[global_allocator]
@@ -13,7 +12,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 fn main() -> ExitCode {
     #[cfg(feature = "failpoints")]
     let _armed = tidings::failpoint::arm();
-    let cli = Cli::parse();
+    let cli = cli::parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -10,7 +10,7 @@ const TOLERANCE = 300; // seconds that a timestamp may be from now: anything old
 const isRecent = (timestamp) =>
   /^\d+$/.test(timestamp) && Math.abs(Date.now() / 1000 - Number(timestamp)) <= TOLERANCE;
 
-function same(expected, given) {
+function same(expected, given = "") {
   const [a, b] = [Buffer.from(expected), Buffer.from(given)];
   return a.length === b.length && timingSafeEqual(a, b);
 }
@@ -20,7 +20,7 @@ const hmac = (key, ...parts) =>
 
 export function standardWebhooks(secrets, headers, body) {
   const timestamp = headers["webhook-timestamp"];
-  const entries = headers["webhook-signature"].split(" ");
+  const entries = (headers["webhook-signature"] ?? "").split(" ");
   return secrets.some((secret) => {
     const key = Buffer.from(secret.replace(/^whsec_/, ""), "base64");
     const mac = hmac(key, `${headers["webhook-id"]}.${timestamp}.`, body).digest("base64");
@@ -31,7 +31,8 @@ export function standardWebhooks(secrets, headers, body) {
 export function standardWebhooksEd25519(publicKeys, headers, body) {
   const timestamp = headers["webhook-timestamp"];
   const signed = Buffer.concat([Buffer.from(`${headers["webhook-id"]}.${timestamp}.`), body]);
-  const entries = headers["webhook-signature"].split(" ").filter((e) => e.startsWith("v1a,"));
+  const signatures = (headers["webhook-signature"] ?? "").split(" ");
+  const entries = signatures.filter((entry) => entry.startsWith("v1a,"));
   return publicKeys.some((text) => {
     const x = Buffer.from(text.replace(/^whpk_/, ""), "base64").toString("base64url");
     const key = createPublicKey({ key: { kty: "OKP", crv: "Ed25519", x }, format: "jwk" });
@@ -50,7 +51,7 @@ export function github(secrets, headers, body) {
 }
 
 export function stripe(secrets, headers, body, header = "stripe-signature") {
-  const items = headers[header].split(",").map((item) => item.split("="));
+  const items = (headers[header] ?? "").split(",").map((item) => item.split("="));
   const timestamp = items.find(([name]) => name === "t")?.[1] ?? "";
   return secrets.some((secret) => {
     const expected = hmac(secret, `${timestamp}.`, body).digest("hex");

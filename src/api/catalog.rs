@@ -163,11 +163,11 @@ impl Catalog {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let message = request.event_type.unwrap_or_default();
-        let mut violations = Violations::new();
-        convert::require(&message.name, "event_type.name", &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant_or_platform(&caller, &message.tenant_id).await?;
         let mask = request.update_mask.unwrap_or_default().paths;
+        if message.name.is_empty() {
+            return Err(judged_apart(&message, &mask).into());
+        }
+        let tenant_id = self.0.tenant_or_platform(&caller, &message.tenant_id).await?;
         for _ in 0..MAX_TRIES {
             let mut event_type = self.load(tenant_id, &message.name).await?;
             check_etag(&message.etag, event_type.revision, event_type.create_time)?;
@@ -206,6 +206,20 @@ impl Catalog {
             Update::Stale => Err(Failure::of(Reason::EventTypeNotFound)),
         }
     }
+}
+
+/// What is wrong with an update that does not say which event type it changes.
+fn judged_apart(message: &pb::EventType, mask: &[String]) -> Violations {
+    let mut violations = Violations::new();
+    convert::require("", "event_type.name", &mut violations);
+    let populated = |path: &str| convert_catalog::is_populated(message, path);
+    let selection = convert_catalog::FIELDS.select(mask, populated, &mut violations);
+    let (mut spec, mut found) = (EventTypeSpec::default(), Violations::new());
+    convert_catalog::update_event_type(&mut spec, message, &selection, &mut found);
+    if let Err(failure) = validated(spec, found) {
+        selection.take_over("event_type", &failure.violations, &mut violations);
+    }
+    violations
 }
 
 /// `spec`, if neither the conversion nor the domain nor the schema's compiler found anything.

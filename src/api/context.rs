@@ -14,7 +14,7 @@ use crate::domain::key::Scope;
 use crate::domain::mail::Look;
 use crate::domain::tenant::Tenant;
 use crate::domain::trace::{FinishedSpan, SpanSink, TraceContext};
-use crate::domain::{Clock, Timestamp, endpoint};
+use crate::domain::{Clock, Timestamp, Violations, endpoint};
 use crate::feed::Feed;
 use crate::intake::Intake;
 use crate::store::Store;
@@ -56,13 +56,17 @@ impl Context {
     }
 
     /// The tenant that a call is about, which exists. `field` is where the request names it.
+    /// `violations` is what else is wrong with the request: it is told together with a tenant that
+    /// is not named, and before anything is looked up.
     pub(super) async fn tenant(
         &self,
         caller: &Caller,
         requested: &str,
         field: &str,
+        mut violations: Violations,
     ) -> Result<TenantId, Failure> {
-        let tenant_id = named_tenant(caller, requested, field)?;
+        let tenant_id = named_tenant(caller, requested, field, &mut violations)?;
+        violations.or_ok(())?;
         // A tenant's own key goes with its tenant; an operator may name one that never was.
         if caller.principal.tenant_id().is_none() {
             let exists = self.store.has_tenant(tenant_id).await?;
@@ -80,7 +84,7 @@ impl Context {
         if caller.principal.tenant_id().is_none() && requested.is_empty() {
             return Ok(None);
         }
-        self.tenant(caller, requested, "tenant_id").await.map(Some)
+        self.tenant(caller, requested, "tenant_id", Violations::new()).await.map(Some)
     }
 
     /// The tenant.
@@ -150,19 +154,23 @@ pub(super) fn caller<T>(request: &Request<T>) -> Result<Caller, Failure> {
 
 /// The tenant that a call is about, which may not exist. A foreign tenant, one that is not there
 /// and a text that is no id are answered alike.
+///
+/// When an operator names none, this is noted in `violations`, and the id that is returned is
+/// nobody's: so that everything else that is wrong can be told with it.
 pub(super) fn named_tenant(
     caller: &Caller,
     requested: &str,
     field: &str,
+    violations: &mut Violations,
 ) -> Result<TenantId, Failure> {
     let not_found = || Failure::of(Reason::TenantNotFound);
     match caller.principal.tenant_id() {
         Some(own) if requested.is_empty() || requested == own.as_str() => Ok(own),
         Some(_) => Err(not_found()),
-        None if requested.is_empty() => Err(Failure::invalid(
-            field,
-            "must name the tenant, because this key serves all tenants",
-        )),
+        None if requested.is_empty() => {
+            violations.add(field, "must name the tenant, because this key serves all tenants");
+            Ok(TenantId::first_at(Timestamp::default()))
+        }
         None => TenantId::parse(requested).map_err(|_| not_found()),
     }
 }

@@ -27,20 +27,29 @@ const ATTEMPT_CHUNK: u64 = 50;
 pub(super) struct Deliveries(pub Arc<Context>);
 
 impl Deliveries {
-    /// The delivery that a call is about.
+    /// The delivery that a call is about. `violations` is what else is wrong with the request.
     async fn named<T>(
         &self,
         request: &Request<T>,
         tenant_id: &str,
         delivery_id: &str,
+        mut violations: Violations,
     ) -> Result<(TenantId, DeliveryId), Failure> {
         let caller = caller(request)?;
-        let mut violations = Violations::new();
         convert::require(delivery_id, "delivery_id", &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(&caller, tenant_id, "tenant_id").await?;
+        let tenant_id = self.0.tenant(&caller, tenant_id, "tenant_id", violations).await?;
         let delivery_id = DeliveryId::parse(delivery_id);
         Ok((tenant_id, delivery_id.map_err(|_| Failure::of(Reason::DeliveryNotFound))?))
+    }
+
+    /// The same where there is nothing else in the request.
+    async fn plainly_named<T>(
+        &self,
+        request: &Request<T>,
+        tenant_id: &str,
+        delivery_id: &str,
+    ) -> Result<(TenantId, DeliveryId), Failure> {
+        self.named(request, tenant_id, delivery_id, Violations::new()).await
     }
 
     async fn get(
@@ -48,7 +57,8 @@ impl Deliveries {
         request: &Request<pb::GetDeliveryRequest>,
     ) -> Result<pb::Delivery, Failure> {
         let message = request.get_ref();
-        let (tenant, id) = self.named(request, &message.tenant_id, &message.delivery_id).await?;
+        let (tenant, id) =
+            self.plainly_named(request, &message.tenant_id, &message.delivery_id).await?;
         let delivery = self.0.store.delivery(tenant, id).await?;
         let delivery = delivery.ok_or_else(|| Failure::of(Reason::DeliveryNotFound))?;
         Ok(convert_delivery::delivery_to_proto(delivery))
@@ -63,8 +73,7 @@ impl Deliveries {
         let mut violations = Violations::new();
         let size = convert::page_size(request.page_size, &mut violations);
         let filter = &convert_delivery::delivery_filter(&request, &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let binding = Binding::new("ListDeliveries", tenant_id.as_str())
             .with(&request.subscription_id)
             .with(&request.event_id)
@@ -93,8 +102,8 @@ impl Deliveries {
         let message = request.get_ref();
         let mut violations = Violations::new();
         let size = convert::page_size(message.page_size, &mut violations);
-        violations.or_ok(())?;
-        let (tenant, id) = self.named(request, &message.tenant_id, &message.delivery_id).await?;
+        let (tenant, id) =
+            self.named(request, &message.tenant_id, &message.delivery_id, violations).await?;
         let binding = Binding::new("ListAttempts", tenant.as_str()).with(id.as_str());
         let start: Option<u32> = paging::place(&message.page_token, &binding)?;
         let store = &self.0.store;
@@ -117,7 +126,8 @@ impl Deliveries {
         request: &Request<pb::RetryDeliveryRequest>,
     ) -> Result<pb::RetryDeliveryResponse, Failure> {
         let message = request.get_ref();
-        let (tenant, id) = self.named(request, &message.tenant_id, &message.delivery_id).await?;
+        let (tenant, id) =
+            self.plainly_named(request, &message.tenant_id, &message.delivery_id).await?;
         let result = self.0.attempts.retry(tenant, id).await;
         let result = result.map_err(|error| error.failure(Reason::DeliveryNotFound))?;
         Ok(pb::RetryDeliveryResponse {
@@ -131,7 +141,8 @@ impl Deliveries {
         request: &Request<pb::CancelDeliveryRequest>,
     ) -> Result<pb::Delivery, Failure> {
         let message = request.get_ref();
-        let (tenant, id) = self.named(request, &message.tenant_id, &message.delivery_id).await?;
+        let (tenant, id) =
+            self.plainly_named(request, &message.tenant_id, &message.delivery_id).await?;
         match self.0.store.cancel(tenant, id, self.0.now()).await? {
             CancelResult::Canceled(delivery) => Ok(convert_delivery::delivery_to_proto(*delivery)),
             CancelResult::NotFound => Err(Failure::of(Reason::DeliveryNotFound)),

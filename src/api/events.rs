@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::Violations;
-use crate::domain::id::{EventId, TenantId};
+use crate::domain::id::EventId;
 use crate::domain::trace::TraceContext;
 
 use super::Reason;
@@ -42,15 +42,7 @@ impl Events {
         let mut violations = Violations::new();
         let requested =
             if request.tenant_id.is_empty() { default_tenant } else { &request.tenant_id };
-        let tenant_id = match named_tenant(caller, requested, "tenant_id") {
-            Ok(tenant_id) => tenant_id,
-            // Said together with everything else that is wrong.
-            Err(failure) if failure.reason == Reason::InvalidFields => {
-                violations = failure.violations;
-                TenantId::first_at(crate::domain::Timestamp::default())
-            }
-            Err(failure) => return Err(failure),
-        };
+        let tenant_id = named_tenant(caller, requested, "tenant_id", &mut violations)?;
         let event = convert_event::new_event(request, tenant_id, trace, &mut violations);
         if !violations.is_empty() {
             event.check(self.0.now(), self.0.max_payload_bytes, &mut violations);
@@ -65,8 +57,7 @@ impl Events {
         let request = request.into_inner();
         let mut violations = Violations::new();
         convert::require(&request.event_id, "event_id", &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let event = match EventId::parse(&request.event_id) {
             Ok(id) => self.0.store.event(tenant_id, id).await?,
             Err(_) => None,
@@ -84,8 +75,7 @@ impl Events {
         let mut violations = Violations::new();
         let size = convert::page_size(request.page_size, &mut violations);
         let filter = &convert_event::event_filter(&request, &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let binding = Binding::new("ListEvents", tenant_id.as_str())
             .with_list(request.event_types.iter())
             .with(&request.subject)
@@ -129,7 +119,8 @@ impl EventService for Events {
         let batch = request.into_inner();
         let count = batch.requests.len();
         let result = if !batch.tenant_id.is_empty()
-            && let Err(failure) = named_tenant(&caller, &batch.tenant_id, "tenant_id")
+            && let Err(failure) =
+                named_tenant(&caller, &batch.tenant_id, "tenant_id", &mut Violations::new())
         {
             // Somebody else's tenant: no item can be accepted.
             Err(failure)

@@ -22,17 +22,52 @@ pub(super) struct Fields {
 
 /// The fields that one update changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Selection(BTreeSet<&'static str>);
+pub(super) struct Selection {
+    paths: BTreeSet<&'static str>,
+    /// Whether the mask was `*`, which names no field.
+    is_everything: bool,
+}
 
 impl Selection {
     /// Whether the update changes this field.
     pub(super) fn has(&self, path: &str) -> bool {
-        self.0.contains(path)
+        self.paths.contains(path)
     }
 
     /// Whether the update changes any field below `message`.
     pub(super) fn has_below(&self, message: &str) -> bool {
-        self.0.iter().any(|path| is_below(path, message))
+        self.paths.iter().any(|path| is_below(path, message))
+    }
+
+    /// Whether the client itself chose a field below `message`. `*` means whatever the resource has,
+    /// and says nothing of a message that it lacks.
+    pub(super) fn names_below(&self, message: &str) -> bool {
+        !self.is_everything && self.has_below(message)
+    }
+
+    /// Takes over from `found` what is about fields of `resource` that are changed: the rest was
+    /// found in what merely stands for the resource, because nothing says which one it is.
+    pub(super) fn take_over(
+        &self,
+        resource: &str,
+        found: &Violations,
+        violations: &mut Violations,
+    ) {
+        for violation in found.iter() {
+            let field = violation.field.strip_prefix(resource);
+            if field.and_then(|field| field.strip_prefix('.')).is_some_and(|f| self.covers(f)) {
+                violations.add(&*violation.field, &*violation.description);
+            }
+        }
+    }
+
+    /// Whether `field`, which may lie within one, is changed.
+    fn covers(&self, field: &str) -> bool {
+        self.paths.iter().any(|path| {
+            field.strip_prefix(path).is_some_and(|rest| {
+                rest.is_empty() || rest.starts_with('.') || rest.starts_with('[')
+            })
+        })
     }
 }
 
@@ -50,9 +85,10 @@ impl Fields {
         violations: &mut Violations,
     ) -> Selection {
         let mut chosen = BTreeSet::new();
+        let is_everything = mask.iter().any(|path| path == "*");
         if mask.len() > MAX_PATHS {
             violations.add("update_mask", format!("must have at most {MAX_PATHS} paths"));
-            return Selection(chosen);
+            return Selection { paths: chosen, is_everything };
         }
         if mask.is_empty() {
             chosen.extend(self.mutable.iter().copied().filter(|path| populated(path)));
@@ -75,12 +111,15 @@ impl Fields {
                 violations.add("update_mask", self.refusal(path));
             }
         }
-        Selection(chosen)
+        Selection { paths: chosen, is_everything }
     }
 
     fn refusal(&self, path: &str) -> String {
         let path_shown: String = path.chars().take(80).collect();
-        if self.fixed.iter().any(|known| *known == path || is_below(path, known)) {
+        if let Some(whole) = self.mutable.iter().find(|known| is_below(path, known)) {
+            // A map's keys and a list's items are no fields, and a policy holds together.
+            format!("the field {whole:?} is changed only as a whole, not by {path_shown:?}")
+        } else if self.fixed.iter().any(|known| *known == path || is_below(path, known)) {
             format!("the field {path_shown:?} cannot be changed by an update")
         } else {
             format!("there is no field {path_shown:?}; paths are written as {:?}", self.mutable[0])
@@ -102,7 +141,7 @@ mod tests {
         let mask: Vec<_> = mask.iter().map(|path| (*path).to_owned()).collect();
         let populated = |path: &str| ["labels", "webhook.url"].contains(&path);
         let selection = FIELDS.select(&mask, populated, &mut violations);
-        (selection.0.into_iter().collect(), violations)
+        (selection.paths.into_iter().collect(), violations)
     }
 
     #[test]
@@ -123,6 +162,22 @@ mod tests {
         assert_eq!(chosen.len(), FIELDS.mutable.len());
         assert!(violations.is_empty());
         assert!(!select(&["*", "labels"]).1.is_empty());
+        let select =
+            |mask: &str| FIELDS.select(&[mask.to_owned()], |_| false, &mut Violations::new());
+        assert!(select("*").has_below("webhook") && !select("*").names_below("webhook"));
+        assert!(select("webhook").names_below("webhook"));
+        assert!(select("webhook.url").covers("webhook.url"));
+        assert!(select("retry_policy").covers("retry_policy.jitter"));
+        assert!(select("labels").covers("labels[\"a\"]") && !select("labels").covers("labels_b"));
+    }
+
+    #[test]
+    fn a_part_of_a_field_that_is_changed_as_a_whole_is_told_as_such() {
+        for (path, whole) in [("labels.a", "labels"), ("retry_policy.jitter", "retry_policy")] {
+            let (_, violations) = select(&[path]);
+            let text = violations.to_string();
+            assert!(text.contains(&format!("{whole:?}")) && text.contains("as a whole"), "{text}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod suppressions;
 mod tenants;
 pub mod tls;
 mod token;
+mod told;
 mod watch;
 
 use std::sync::{Arc, Mutex};

@@ -6,7 +6,7 @@
 //! is worth it. What went wrong inside is logged once, here, and answered with a plain sentence.
 //!
 //! The details travel in a trailer, and common clients refuse more than 8 KiB of them: violations
-//! are cut to [`MAX_VIOLATION_BYTES`], and the last one then says how many are missing.
+//! are told in [`MAX_VIOLATION_BYTES`], shorter where there are many (`told.rs`).
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::domain::Violations;
 use crate::{feed, intake, store};
 
 use super::reason::Reason;
+use super::told::{shortened, told};
 
 /// The `domain` of every `ErrorInfo`.
 pub const DOMAIN: &str = "tidings";
@@ -25,8 +26,6 @@ pub const DOMAIN: &str = "tidings";
 const MAX_VIOLATION_BYTES: usize = 3 * 1024;
 /// Most bytes of a status message.
 const MAX_MESSAGE_BYTES: usize = 512;
-/// Most bytes of one violation's field, and of its description.
-const MAX_TEXT_BYTES: usize = 300;
 
 /// Why a call failed, before it becomes a [`Status`] or the error of one item among many.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,29 +80,7 @@ impl Failure {
 
     /// The violations that fit into an answer of `budget` bytes, as (field, description).
     pub fn told_violations(&self, budget: usize) -> Vec<(String, String)> {
-        let mut told = Vec::new();
-        let mut left = budget;
-        for (index, violation) in self.violations.iter().enumerate() {
-            let field = shortened(&violation.field, MAX_TEXT_BYTES);
-            let description = shortened(&violation.description, MAX_TEXT_BYTES);
-            let Some(rest) = left.checked_sub(field.len() + description.len()) else {
-                let missing = self.violations.iter().count() - index;
-                told.push((field, format!("is wrong, and so are others: {missing} are not shown")));
-                break;
-            };
-            left = rest;
-            told.push((field, description));
-        }
-        told
-    }
-}
-
-/// `text`, or its beginning when it is longer than `max` bytes.
-fn shortened(text: &str, max: usize) -> String {
-    if text.len() <= max {
-        text.to_owned()
-    } else {
-        format!("{}…", &text[..text.floor_char_boundary(max)])
+        told(&self.violations, budget)
     }
 }
 
@@ -163,7 +140,11 @@ impl From<intake::Error> for Failure {
             intake::Error::Overloaded => Self::of(Reason::Overloaded),
             intake::Error::ShuttingDown => Self::of(Reason::ShuttingDown),
             intake::Error::DeadlineExceeded => Self::of(Reason::DeadlineExceeded),
-            intake::Error::Unavailable => Self::of(Reason::DatabaseUnavailable),
+            intake::Error::Unavailable => Self::new(
+                Reason::DatabaseUnavailable,
+                "The database is unavailable. Try again a little later with the same \
+                 idempotency_key, since the event may have been stored.",
+            ),
             intake::Error::StorageFull => Self::of(Reason::StorageFull),
             // The cause was logged by the intake, which knows it.
             intake::Error::Internal => Self::of(Reason::Internal),
@@ -213,12 +194,17 @@ fn malformed(cause: &str) -> Failure {
             "The request is malformed: it is nested too deep. Use data_json for such data.";
         return Failure::new(Reason::MalformedRequest, message);
     }
+    // A field that is a word of Rust's, such as `type`, is told by its name in the contract.
+    let cause = cause.replace(".r#", ".");
     Failure::new(Reason::MalformedRequest, format!("The request is malformed: {cause}."))
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
+    use crate::api::proto as pb;
 
     #[test]
     fn every_status_says_why_in_an_error_info() {
@@ -263,8 +249,8 @@ mod tests {
         let status = Status::from(Failure::from(violations));
         assert!(status.details().len() < 5_000, "{}", status.details().len());
         let details = status.get_error_details();
-        let last = details.bad_request().expect("violations").field_violations.last().cloned();
-        assert!(last.expect("some").description.contains("not shown"));
+        let told = &details.bad_request().expect("violations").field_violations;
+        assert_eq!((told.len(), told[0].field.as_str()), (1, "labels"));
     }
 
     #[test]
@@ -274,6 +260,21 @@ mod tests {
         let status = Status::from(failure);
         assert_eq!(status.code(), Code::Internal);
         assert!(!status.message().contains("events") && !status.message().contains("/var"));
+    }
+
+    #[test]
+    fn only_an_emit_is_told_of_its_idempotency_key() {
+        let of_emit = Failure::from(intake::Error::Unavailable);
+        assert!(of_emit.message.contains("idempotency_key"), "{}", of_emit.message);
+        let of_others = Failure::of(Reason::DatabaseUnavailable).message;
+        assert!(!of_others.contains("idempotency") && !of_others.contains("Emit"), "{of_others}");
+    }
+
+    #[test]
+    fn a_field_is_told_by_its_name_in_the_contract() {
+        let error = pb::EmitRequest::decode([0x12, 1, 0xff].as_slice()).expect_err("not UTF-8");
+        let failure = of_transport(Code::Internal, &error.to_string());
+        assert!(failure.message.contains("EmitRequest.type: "), "{}", failure.message);
     }
 
     #[test]

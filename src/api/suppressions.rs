@@ -32,7 +32,6 @@ impl Suppressions {
     ) -> Result<pb::ListSuppressionsResponse, Failure> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
         let mut violations = Violations::new();
         let size = convert::page_size(request.page_size, &mut violations);
         let address = if request.address.is_empty() {
@@ -41,7 +40,7 @@ impl Suppressions {
             let address = mail_address::check_one(&request.address, "address", &mut violations);
             address.map(|address| address.key()).unwrap_or_default()
         };
-        violations.or_ok(())?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let binding = Binding::new("ListSuppressions", tenant_id.as_str()).with(&address);
         let start: Option<(String, String)> = paging::place(&request.page_token, &binding)?;
         let (store, wanted) = (&self.0.store, address.as_str());
@@ -66,11 +65,11 @@ impl Suppressions {
     ) -> Result<Suppression, Failure> {
         let caller = caller(&request)?;
         let message = request.into_inner().suppression.unwrap_or_default();
-        let tenant_id = self.0.tenant(&caller, &message.tenant_id, "suppression.tenant_id").await?;
         let mut violations = Violations::new();
         let address =
             mail_address::check_one(&message.address, "suppression.address", &mut violations);
-        violations.or_ok(())?;
+        let owner = (&message.tenant_id, "suppression.tenant_id");
+        let tenant_id = self.0.tenant(&caller, owner.0, owner.1, violations).await?;
         let subscription_id = self.subscription(tenant_id, &message.subscription_id).await?;
         let wanted = Suppression {
             tenant_id,
@@ -105,10 +104,9 @@ impl Suppressions {
     async fn delete(&self, request: Request<pb::DeleteSuppressionRequest>) -> Result<(), Failure> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
         let mut violations = Violations::new();
         let address = mail_address::check_one(&request.address, "address", &mut violations);
-        violations.or_ok(())?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let not_found = || Failure::of(Reason::SuppressionNotFound);
         // It may be of a subscription that is gone.
         let subscription_id = match request.subscription_id.as_str() {
@@ -130,16 +128,14 @@ impl Suppressions {
         let tenant_id = self.0.tenant_or_platform(&caller, &request.tenant_id).await?;
         let mut violations = Violations::new();
         let feedback = convert_suppression::feedback(request.report.as_ref(), &mut violations);
+        if tenant_id.is_none() && names_no_delivery(&request) {
+            violations
+                .add("tenant_id", "must name the tenant, because the report names no delivery");
+        }
         violations.or_ok(())?;
         let Some(feedback) = feedback else {
             return Ok(FeedbackResult::Ignored(Ignored::NotAReport));
         };
-        if tenant_id.is_none() && feedback.delivery_id.is_none() && is_fields(&request) {
-            return Err(Failure::invalid(
-                "tenant_id",
-                "must name the tenant, because the report names no delivery",
-            ));
-        }
         let result = self.0.store.take_feedback(&feedback, tenant_id, self.0.now()).await?;
         if matches!(result, FeedbackResult::Suppressed(_)) {
             (self.0.kick)();
@@ -148,8 +144,9 @@ impl Suppressions {
     }
 }
 
-fn is_fields(request: &pb::ReportFeedbackRequest) -> bool {
-    matches!(request.report, Some(pb::report_feedback_request::Report::Feedback(_)))
+fn names_no_delivery(request: &pb::ReportFeedbackRequest) -> bool {
+    use pb::report_feedback_request::Report;
+    matches!(&request.report, Some(Report::Feedback(feedback)) if feedback.delivery_id.is_empty())
 }
 
 #[tonic::async_trait]

@@ -10,7 +10,7 @@ use crate::domain::tenant::{self as domain_tenant, Tenant, TenantSpec};
 use crate::domain::{Violations, endpoint};
 use crate::store::Update;
 
-use super::context::{Context, caller, check_etag, require_admin};
+use super::context::{Context, caller, check_etag, named_tenant, require_admin};
 use super::convert::{self, tenant as convert_tenant};
 use super::proto as pb;
 use super::proto::tenant_service_server::TenantService;
@@ -64,7 +64,9 @@ impl Tenants {
             require_admin(&caller)?;
         }
         let tenant_id = request.into_inner().tenant_id;
-        let tenant_id = super::context::named_tenant(&caller, &tenant_id, "tenant_id")?;
+        let mut violations = Violations::new();
+        let tenant_id = named_tenant(&caller, &tenant_id, "tenant_id", &mut violations)?;
+        violations.or_ok(())?;
         self.0.existing_tenant(tenant_id).await
     }
 
@@ -95,6 +97,9 @@ impl Tenants {
         let request = request.into_inner();
         let message = request.tenant.unwrap_or_default();
         let mask = request.update_mask.unwrap_or_default().paths;
+        if message.id.is_empty() {
+            return Err(self.judged_apart(&message, &mask).into());
+        }
         for _ in 0..MAX_TRIES {
             let mut tenant = self.named(&message.id, "tenant.id").await?;
             check_etag(&message.etag, tenant.revision, tenant.create_time)?;
@@ -119,6 +124,24 @@ impl Tenants {
             }
         }
         Err(Failure::of(Reason::EtagMismatch))
+    }
+
+    /// What is wrong with an update that does not say which tenant it changes.
+    fn judged_apart(&self, message: &pb::Tenant, mask: &[String]) -> Violations {
+        let mut violations = Violations::new();
+        convert::require("", "tenant.id", &mut violations);
+        let populated = |path: &str| convert_tenant::is_populated(message, path);
+        let selection = convert_tenant::FIELDS.select(mask, populated, &mut violations);
+        let mut found = Violations::new();
+        // A masked URL stands for what is there.
+        let webhook_url = message.webhook_url.clone();
+        let mut spec = TenantSpec { webhook_url, ..TenantSpec::default() };
+        convert_tenant::update_tenant(&mut spec, message, &selection, &mut found);
+        if let Err(wrong) = spec.validated(&self.0.urls) {
+            convert::merge(&mut found, &wrong);
+        }
+        selection.take_over("tenant", &found, &mut violations);
+        violations
     }
 
     async fn delete(&self, request: Request<pb::DeleteTenantRequest>) -> Result<(), Failure> {
@@ -151,7 +174,7 @@ impl Tenants {
         let tenant_id = self.owner(&message.tenant_id, "api_key.tenant_id").await?;
         let now = self.0.now();
         let mut violations = Violations::new();
-        let scopes = convert_tenant::scopes(&message.scopes, &mut violations);
+        let scopes = convert_tenant::scopes(&message.scopes, tenant_id, &mut violations);
         domain_tenant::check_name(&message.display_name, "api_key.display_name", &mut violations);
         if tenant_id.is_some() && scopes.contains(&Scope::Admin) {
             violations.add("api_key.scopes", "must not have admin: only operator keys can");

@@ -14,11 +14,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::Status;
 
 use crate::domain::Violations;
+use crate::domain::id::TenantId;
 use crate::feed::{Cursor, Item, Start, Watched, Watcher};
 
 use super::Reason;
 use super::auth::{Caller, RECHECK};
-use super::context::{Context, named_tenant};
+use super::context::Context;
 use super::convert::delivery as convert;
 use super::proto as pb;
 use super::status::Failure;
@@ -30,6 +31,7 @@ pub(super) type WatchStream = BoxStream<'static, Result<pb::WatchDeliveriesRespo
 struct Watch {
     context: Arc<Context>,
     caller: Caller,
+    tenant_id: TenantId,
     watcher: Watcher,
     binding: Binding,
     recheck: Interval,
@@ -48,8 +50,7 @@ pub(super) async fn watch(
     if request.include_current && !request.resume_token.is_empty() {
         violations.add("resume_token", "must be empty together with include_current");
     }
-    violations.or_ok(())?;
-    let tenant_id = named_tenant(&caller, &request.tenant_id, "tenant_id")?;
+    let tenant_id = context.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
     let binding = Binding::new("WatchDeliveries", tenant_id.as_str())
         .with(&request.subscription_id)
         .with(&request.event_id)
@@ -68,7 +69,16 @@ pub(super) async fn watch(
     let mut recheck = interval(RECHECK);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let context = Arc::clone(context);
-    let watch = Watch { context, caller, watcher, binding, recheck, ended: false, _place: place };
+    let watch = Watch {
+        context,
+        caller,
+        tenant_id,
+        watcher,
+        binding,
+        recheck,
+        ended: false,
+        _place: place,
+    };
     let responses = stream::unfold(watch, |mut watch| async move {
         if watch.ended {
             return None;
@@ -95,10 +105,22 @@ impl Watch {
                 () = self.context.shutdown.cancelled() => {
                     return Err(Failure::of(Reason::ShuttingDown));
                 }
-                _ = self.recheck.tick() => self.context.auth.recheck(&self.caller).await?,
+                _ = self.recheck.tick() => self.recheck().await?,
                 watched = self.watcher.next() => return self.response(watched?),
             }
         }
+    }
+
+    /// Whether there is still somebody to watch, and something to be watched.
+    async fn recheck(&self) -> Result<(), Failure> {
+        self.context.auth.recheck(&self.caller).await?;
+        // A tenant's own key ends with it. A database that does not answer ends no stream.
+        if self.caller.principal.tenant_id().is_none()
+            && let Ok(false) = self.context.store.has_tenant(self.tenant_id).await
+        {
+            return Err(Failure::of(Reason::TenantNotFound));
+        }
+        Ok(())
     }
 
     fn response(&self, watched: Watched) -> Result<pb::WatchDeliveriesResponse, Failure> {

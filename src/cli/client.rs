@@ -169,7 +169,7 @@ impl Connection {
     }
 
     fn unreachable(&self, error: &tonic::transport::Error) -> Error {
-        unreachable(&self.endpoint, &causes(error))
+        unreachable(&self.endpoint, error)
     }
 }
 
@@ -271,6 +271,43 @@ mod tests {
         let error = Connection::to("http://127.0.0.1:1", "tdk_x").connect().await.err().unwrap();
         assert!(error.to_string().contains("refused"), "{error}");
         assert!(error.to_string().contains("tidings serve"), "{error}");
+    }
+
+    /// An endpoint that answers each connection with `bytes`, whatever it is asked.
+    async fn answering(bytes: &'static [u8]) -> std::net::SocketAddr {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut asked = [0; 64];
+                let _ = stream.read(&mut asked).await;
+                let _ = stream.write_all(bytes).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_scheme_that_does_not_suit_the_service_is_told() {
+        // A TLS alert: unexpected message.
+        let with_tls = answering(&[0x15, 3, 3, 0, 2, 2, 10]).await;
+        let client = Connection::to(format!("http://{with_tls}"), "tdk_x").connect().await;
+        let error = match client {
+            Ok(client) => {
+                let request = crate::api::proto::ListTenantsRequest::default();
+                Error::from(client.tenants().list_tenants(request).await.unwrap_err())
+            }
+            Err(error) => error,
+        };
+        assert!(error.to_string().contains("https://"), "{error}");
+        // SETTINGS, without any: how HTTP/2 begins.
+        let without = answering(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+        let refused = Connection::to(format!("https://{without}"), "tdk_x").connect().await;
+        let error = refused.err().unwrap();
+        assert!(error.to_string().contains("does not speak TLS: write http://"), "{error}");
+        let canceled = Error::from(Status::cancelled("operation was canceled"));
+        assert!(canceled.to_string().contains("https://"), "{canceled}");
     }
 
     #[tokio::test]

@@ -27,9 +27,11 @@ pub mod tenants;
 pub mod watch;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::Environment;
 
@@ -112,6 +114,32 @@ enum Command {
     AttemptApart(attempt_apart::Args),
 }
 
+/// Reads the command line.
+///
+/// # Errors
+/// What is wrong with it, or the help that was asked for.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let arguments: Vec<_> = arguments.into_iter().collect();
+    let mut command = Cli::command();
+    let matches = command.try_get_matches_from_mut(&arguments);
+    let cli = matches.and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
+    cli.map_err(|mut error| {
+        // clap shows what is set already, by a variable or by default, as if it were required.
+        if error.get(ContextKind::Usage).is_some() {
+            command.build();
+            let mut meant = command;
+            for name in arguments.iter().skip(1) {
+                if let Some(below) = meant.find_subcommand(name).cloned() {
+                    meant = below;
+                }
+            }
+            let usage = ContextValue::StyledStr(meant.render_usage());
+            error.insert(ContextKind::Usage, usage);
+        }
+        error
+    })
+}
+
 /// The variables and the file that options are read from. Variables of client commands, as they are
 /// declared there, are no options of the service, and no mistake either.
 fn environment() -> Environment {
@@ -157,6 +185,23 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_usage_shows_only_what_is_required_as_required() {
+        for (arguments, usage) in [
+            ("tidings emit", "Usage: tidings emit [OPTIONS] <TYPE>\n"),
+            (
+                "tidings --api-key tdk_x subscriptions rotate --overlap 1h",
+                "Usage: tidings subscriptions rotate-secret [OPTIONS] <SUBSCRIPTION_ID>\n",
+            ),
+            ("tidings keys --frob", "Usage: tidings keys [OPTIONS] <COMMAND>\n"),
+        ] {
+            let error = parse(arguments.split(' ').map(OsString::from)).expect_err(arguments);
+            let text = error.to_string();
+            assert!(text.contains(usage), "{text}");
+            assert_eq!(error.exit_code(), 2, "{text}");
+        }
     }
 
     #[test]

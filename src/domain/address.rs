@@ -46,12 +46,29 @@ const REFUSED_V6: [Cidr; 5] = [
     v6([0x3fff, 0, 0, 0], 20),
     v6([0x2620, 0x4f, 0x8000, 0], 48),
 ];
-/// Where clouds hand out credentials: AWS and most others, Azure, Alibaba, AWS over IPv6.
-pub const METADATA: [IpAddr; 4] = [
+/// Where clouds hand out credentials, or answer for what does. None of them is public: the list says
+/// what an operator opens only by naming it.
+pub const METADATA: [IpAddr; 12] = [
+    // AWS and most others.
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
+    // Azure's WireServer.
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Alibaba.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    // Oracle, from within its classic network.
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    // AWS: credentials of tasks (ECS) and of pods (EKS), and its resolver.
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 253)),
+    // AWS over IPv6: instances, pods, the resolver.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x253)),
+    // Google over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // Oracle over IPv6.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
 ];
 /// NAT64's well-known prefix (RFC 6052).
 const NAT64: Cidr = v6([0x64, 0xff9b, 0, 0], 96);

@@ -9,6 +9,14 @@ use tonic_types::StatusExt;
 use crate::support::app::{emit_request, explain};
 use crate::support::{App, Database};
 
+/// The fields that are named, in order.
+fn wrong(refused: &tonic::Status) -> Vec<String> {
+    let (code, reason, mut fields) = explain(refused);
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_FIELDS"));
+    fields.sort_unstable();
+    fields
+}
+
 async fn events_of(app: &App, tenant_id: &str) -> usize {
     let list = proto::ListEventsRequest { tenant_id: tenant_id.into(), ..Default::default() };
     app.operator.events().list_events(list).await.expect("listed").into_inner().events.len()
@@ -150,6 +158,140 @@ on_both! {
         let list = proto::ListSubscriptionsRequest { tenant_id: tenant.id, ..Default::default() };
         let listed = app.operator.subscriptions().list_subscriptions(list).await.expect("listed").into_inner();
         assert!(listed.subscriptions.is_empty());
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn a_policy_that_cannot_be_read_is_judged_as_well(database: Database) {
+        let app = App::start(database).await;
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let policy = proto::RetryPolicy {
+            max_retries: Some(5),
+            backoff: Some(proto::retry_policy::Backoff::Exponential(proto::retry_policy::Exponential {
+                initial_interval: seconds(-1),
+                multiplier: 0.5,
+                max_interval: seconds(999_999_999),
+            })),
+            jitter: Some(3.0),
+        };
+        let tenant = proto::Tenant { display_name: "Acme".into(), retry_policy: Some(policy.clone()), ..Default::default() };
+        let event_type = proto::EventType { name: "billing.paid".into(), retry_policy: Some(policy.clone()), ..Default::default() };
+        let webhook = proto::WebhookChannel { url: "https://hooks.company.com/".into(), ..Default::default() };
+        let subscription = proto::Subscription {
+            tenant_id: app.operator.create_tenant("Globex").await.id,
+            event_types: vec!["*".into()],
+            channel: Some(proto::subscription::Channel::Webhook(webhook)),
+            retry_policy: Some(policy),
+            ..Default::default()
+        };
+        let request = proto::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+        let of_subscription = app.operator.subscriptions().create_subscription(request).await.expect_err("refused");
+        let request = proto::CreateTenantRequest { tenant: Some(tenant) };
+        let of_tenant = app.operator.tenants().create_tenant(request).await.expect_err("refused");
+        let request = proto::CreateEventTypeRequest { event_type: Some(event_type) };
+        let of_type = app.operator.catalog().create_event_type(request).await.expect_err("refused");
+        for (refused, resource) in [(of_subscription, "subscription"), (of_tenant, "tenant"), (of_type, "event_type")] {
+            assert_eq!(wrong(&refused), ["exponential.initial_interval", "exponential.max_interval", "exponential.multiplier", "jitter"]
+                .map(|field| format!("{resource}.retry_policy.{field}")));
+        }
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn a_name_that_is_missing_hides_nothing_else(database: Database) {
+        let app = App::start(database).await;
+        let operator = &app.operator;
+        let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+
+        // An operator's calls without a tenant.
+        let request = proto::CreateSubscriptionRequest { signing_secret: "x".into(), ..Default::default() };
+        let refused = operator.subscriptions().create_subscription(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["signing_secret", "subscription.event_types", "subscription.tenant_id", "subscription.webhook"]);
+        let request = proto::ListSubscriptionsRequest { page_size: -1, states: vec![99], ..Default::default() };
+        let refused = operator.subscriptions().list_subscriptions(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["page_size", "states[0]", "tenant_id"]);
+        let request = proto::ListEventsRequest { page_size: -1, ..Default::default() };
+        let refused = operator.events().list_events(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["page_size", "tenant_id"]);
+        let refused = operator.events().get_event(proto::GetEventRequest::default()).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["event_id", "tenant_id"]);
+        let request = proto::ListDeliveriesRequest { page_size: -1, ..Default::default() };
+        let refused = operator.deliveries().list_deliveries(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["page_size", "tenant_id"]);
+        let request = proto::WatchDeliveriesRequest { states: vec![99], ..Default::default() };
+        let refused = operator.deliveries().watch_deliveries(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["states[0]", "tenant_id"]);
+        let request = proto::ListSuppressionsRequest { page_size: -1, address: "x".into(), ..Default::default() };
+        let refused = operator.suppressions().list_suppressions(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["address", "page_size", "tenant_id"]);
+        let refused = operator.suppressions().create_suppression(proto::CreateSuppressionRequest::default()).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["suppression.address", "suppression.tenant_id"]);
+        let refused = operator.suppressions().delete_suppression(proto::DeleteSuppressionRequest::default()).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["address", "tenant_id"]);
+        let feedback = proto::Feedback { address: "x".into(), ..Default::default() };
+        let request = proto::ReportFeedbackRequest {
+            report: Some(proto::report_feedback_request::Report::Feedback(feedback)),
+            ..Default::default()
+        };
+        let refused = operator.suppressions().report_feedback(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["feedback.address", "feedback.kind", "tenant_id"]);
+        let request = proto::PreviewEmailRequest { data_json: "{".into(), template: "{% block".into(), ..Default::default() };
+        let refused = operator.subscriptions().preview_email(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["data_json", "template", "tenant_id"]);
+
+        // Calls without the id of what they are about.
+        let request = proto::RotateSecretRequest { overlap: negative, signing_secret: "x".into(), ..Default::default() };
+        let refused = operator.subscriptions().rotate_secret(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["overlap", "signing_secret", "subscription_id", "tenant_id"]);
+        let request = proto::GetSubscriptionStatsRequest { window: negative, ..Default::default() };
+        let refused = operator.subscriptions().get_subscription_stats(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["subscription_id", "tenant_id", "window"]);
+        let request = proto::ListAttemptsRequest { page_size: -4, ..Default::default() };
+        let refused = operator.deliveries().list_attempts(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["delivery_id", "page_size", "tenant_id"]);
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn an_update_of_nothing_tells_what_else_is_wrong(database: Database) {
+        let app = App::start(database).await;
+        let mask = |paths: &[&str]| Some(prost_types::FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
+        let policy = Some(proto::RetryPolicy { jitter: Some(3.0), ..Default::default() });
+        // What is not changed is not judged, and a mask stands for what is there.
+        let webhook = proto::WebhookChannel {
+            url: "https://hooks.company.com/?***".into(),
+            max_in_flight: -1,
+            payload_format: 99,
+            ..Default::default()
+        };
+        let subscription = proto::Subscription {
+            channel: Some(proto::subscription::Channel::Webhook(webhook)),
+            retry_policy: policy.clone(),
+            ..Default::default()
+        };
+        let request = proto::UpdateSubscriptionRequest {
+            subscription: Some(subscription),
+            update_mask: mask(&["webhook.url", "webhook.max_in_flight", "retry_policy", "nonsense"]),
+        };
+        let refused = app.operator.subscriptions().update_subscription(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), [
+            "subscription.id",
+            "subscription.retry_policy.jitter",
+            "subscription.tenant_id",
+            "subscription.webhook.max_in_flight",
+            "update_mask",
+        ]);
+        let tenant = proto::Tenant { primary_contact: "x".into(), retry_policy: policy.clone(), ..Default::default() };
+        let request = proto::UpdateTenantRequest { tenant: Some(tenant), ..Default::default() };
+        let refused = app.operator.tenants().update_tenant(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["tenant.id", "tenant.primary_contact", "tenant.retry_policy.jitter"]);
+        let event_type = proto::EventType { json_schema: "{".into(), retry_policy: policy, ..Default::default() };
+        let request = proto::UpdateEventTypeRequest { event_type: Some(event_type), update_mask: mask(&["*"]) };
+        let refused = app.operator.catalog().update_event_type(request).await.expect_err("refused");
+        assert_eq!(wrong(&refused), ["event_type.json_schema", "event_type.name", "event_type.retry_policy.jitter"]);
         app.stop().await;
     }
 }

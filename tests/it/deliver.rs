@@ -277,6 +277,36 @@ on_both! {
 }
 
 on_both! {
+    async fn an_attempt_under_way_when_its_subscription_is_deleted_may_still_end_its_delivery(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+        let mut cases = Vec::new();
+        for (status, state) in [(200, DeliveryState::Succeeded), (500, DeliveryState::Canceled)] {
+            let gate = std::sync::Arc::clone(&gate);
+            let receiver = Receiver::scripted(move |_, _| Reply::status(status).behind(gate.clone())).await;
+            let (subscription, _) = app.operator.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+            cases.push((receiver, subscription, state));
+        }
+        app.operator.emit(&tenant.id, "user.created", "{}").await;
+        for (receiver, subscription, _) in &cases {
+            receiver.wait_for(1).await;
+            let (tenant_id, subscription_id) = (tenant.id.clone(), subscription.id.clone());
+            let delete = proto::DeleteSubscriptionRequest { tenant_id, subscription_id, ..Default::default() };
+            app.operator.subscriptions().delete_subscription(delete).await.expect("deleted");
+        }
+        gate.add_permits(cases.len());
+        for (_, subscription, state) in &cases {
+            let ended = app.operator.wait_for_all(subscription, *state).await.remove(0);
+            assert_eq!(ended.attempt_count, 1, "the attempt is recorded");
+            let is_canceled = *state == DeliveryState::Canceled;
+            assert_eq!(ended.failure_reason() == FailureReason::SubscriptionDeleted, is_canceled);
+        }
+        app.stop().await;
+    }
+}
+
+on_both! {
     async fn deliver_time_and_expire_time_hold(database: Database) {
         let app = App::start(database).await;
         let receiver = Receiver::answering(200).await;

@@ -49,3 +49,4 @@ mod takeover;
 mod unreadable;
 mod unsubscribe;
 mod watch;
+mod write_back;

@@ -16,7 +16,7 @@ use tidings::domain::subscription::Secret;
 use tokio::sync::Semaphore;
 
 use crate::support::app::quick_retries;
-use crate::support::foreign::{Item, Known, SCHEMES, verify, verify_in_time};
+use crate::support::foreign::{Item, Known, SCHEMES, examples_refuse, verify, verify_in_time};
 use crate::support::make::Maker;
 use crate::support::receiver::Captured;
 use crate::support::{App, Database, Receiver, Reply};
@@ -211,6 +211,20 @@ on_both! {
         assert_eq!(matrix.libraries(SignatureScheme::Stripe).len(), 6);
         app.stop().await;
     }
+}
+
+#[tokio::test]
+async fn the_examples_say_no_to_a_request_without_the_headers_that_they_look_for() {
+    let headers: [&[(&str, &str)]; 6] = [
+        &[],
+        &[("webhook-id", "evt_1"), ("webhook-timestamp", "1770283800")],
+        &[("webhook-signature", "v1,x v1a,x v1a, v1")],
+        &[("x-hub-signature-256", "sha256")],
+        &[("stripe-signature", "v1,v1=,v1=x")],
+        &[("stripe-signature", "t,t=x,v1")],
+    ];
+    let refused = examples_refuse(&headers, &strangers()).await;
+    assert_eq!(refused, headers.len() * SCHEMES.len() * 4, "in four languages");
 }
 
 /// Signed by us with a time of our own: no service could be made to do that.

@@ -171,6 +171,32 @@ on_both! {
 }
 
 on_both! {
+    async fn a_watch_ends_with_its_tenant(database: Database) {
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let request = WatchDeliveriesRequest { tenant_id: tenant.id.clone(), ..Default::default() };
+        let mut stream = watch(&app.operator, request.clone()).await;
+        next(&mut stream).await;
+        let delete = proto::DeleteTenantRequest { tenant_id: tenant.id, ..Default::default() };
+        app.operator.tenants().delete_tenant(delete).await.expect("deleted");
+        let gone = (Code::NotFound, "TENANT_NOT_FOUND".to_owned(), vec![]);
+        let ended = async {
+            loop {
+                // Checkpoints may come before.
+                if let Err(error) = stream.message().await {
+                    return error;
+                }
+            }
+        };
+        let ended = tokio::time::timeout(PATIENCE, ended).await.expect("an operator's watch ends, too");
+        assert_eq!(explain(&ended), gone);
+        let refused = app.operator.deliveries().watch_deliveries(request).await.expect_err("gone");
+        assert_eq!(explain(&refused), gone);
+        app.stop().await;
+    }
+}
+
+on_both! {
     async fn tokens_are_bound_to_their_watch(database: Database) {
         let app = App::start(database).await;
         let (tenant, other) = (app.operator.create_tenant("Acme").await, app.operator.create_tenant("Globex").await);

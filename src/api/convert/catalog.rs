@@ -94,7 +94,7 @@ fn retry_policy(
     violations: &mut Violations,
 ) -> Option<crate::domain::retry::RetryPolicy> {
     let policy = message.retry_policy.as_ref()?;
-    retry::policy(policy, "event_type.retry_policy", violations)
+    Some(retry::policy(policy, "event_type.retry_policy", violations))
 }
 
 fn status(number: i32, violations: &mut Violations) -> Status {

@@ -13,12 +13,14 @@ const DEFAULT_MULTIPLIER: f64 = 2.0;
 /// The longest exponential wait unless the policy says otherwise, or begins with a longer one.
 const DEFAULT_MAX_INTERVAL: Duration = Duration::from_hours(24);
 
-/// A policy of the contract with its gaps filled. Violations stand below `field`.
+/// A policy of the contract with its gaps filled. Violations stand below `field`. What could not be
+/// read is filled with what the domain has nothing against, so that its rules for the rest are
+/// checked, and told, together with these violations.
 pub(crate) fn policy(
     policy: &pb::RetryPolicy,
     field: &str,
     violations: &mut Violations,
-) -> Option<RetryPolicy> {
+) -> RetryPolicy {
     let built_in = RetryPolicy::built_in();
     let mut found = Violations::new();
     let mut max_retries = built_in.max_retries;
@@ -38,13 +40,8 @@ pub(crate) fn policy(
             Err(_) => found.add("max_retries", "must not be negative; 0 means sent once"),
         }
     }
-    let jitter = policy.jitter.unwrap_or(DEFAULT_JITTER);
-    if !(0.0..=1.0).contains(&jitter) {
-        found.add("jitter", "must be from 0 to 1");
-    }
-    let complete = found.is_empty();
     violations.nest(field, found);
-    complete.then_some(RetryPolicy { max_retries, backoff, jitter })
+    RetryPolicy { max_retries, backoff, jitter: policy.jitter.unwrap_or(DEFAULT_JITTER) }
 }
 
 fn exponential(waits: &pb::retry_policy::Exponential, violations: &mut Violations) -> Backoff {
@@ -69,8 +66,10 @@ fn intervals(schedule: &pb::retry_policy::Schedule, violations: &mut Violations)
     }
     let waits = schedule.intervals.iter().enumerate();
     waits
-        .filter_map(|(index, wait)| {
-            duration(Some(wait), &format!("schedule.intervals[{index}]"), violations)
+        .map(|(index, wait)| {
+            let field = format!("schedule.intervals[{index}]");
+            // Each keeps its place: the domain tells by it what is wrong.
+            duration(Some(wait), &field, violations).unwrap_or_default()
         })
         .collect()
 }
@@ -102,10 +101,50 @@ pub(crate) fn policy_to_proto(policy: &RetryPolicy) -> pb::RetryPolicy {
 mod tests {
     use super::*;
 
-    fn read(message: &pb::RetryPolicy) -> (Option<RetryPolicy>, Violations) {
+    fn read(message: &pb::RetryPolicy) -> (RetryPolicy, Violations) {
         let mut violations = Violations::new();
         let read = policy(message, "retry_policy", &mut violations);
         (read, violations)
+    }
+
+    /// The fields that the conversion and the domain name together.
+    fn wrong_fields(message: &pb::RetryPolicy) -> Vec<String> {
+        let (read, mut violations) = read(message);
+        let mut found = Violations::new();
+        read.check("retry_policy", &mut found);
+        crate::api::convert::merge(&mut violations, &found);
+        violations.iter().map(|violation| violation.field.clone()).collect()
+    }
+
+    fn seconds(seconds: i64) -> prost_types::Duration {
+        prost_types::Duration { seconds, nanos: 0 }
+    }
+
+    #[test]
+    fn what_cannot_be_read_does_not_hide_what_is_not_allowed() {
+        let exponential = |initial, multiplier, max| {
+            Some(pb::retry_policy::Backoff::Exponential(pb::retry_policy::Exponential {
+                initial_interval: Some(seconds(initial)),
+                multiplier,
+                max_interval: Some(seconds(max)),
+            }))
+        };
+        let message = |backoff, jitter| pb::RetryPolicy { backoff, jitter, ..Default::default() };
+        let (initial, max) =
+            ("retry_policy.exponential.initial_interval", "retry_policy.exponential.max_interval");
+        let (multiplier, jitter) = ("retry_policy.exponential.multiplier", "retry_policy.jitter");
+        let all = message(exponential(1, 0.5, 999_999_999), Some(3.0));
+        assert_eq!(wrong_fields(&all), [jitter, max, multiplier]);
+        let negative = message(exponential(-1, 0.1, 5), None);
+        assert_eq!(wrong_fields(&negative), [initial, multiplier]);
+        let negative = message(exponential(5, 2.0, -1), Some(f64::NAN));
+        assert_eq!(wrong_fields(&negative), [max, jitter]);
+
+        let intervals = [-1, 999_999_999, 5, 999_999_999].map(seconds);
+        let schedule = pb::retry_policy::Schedule { intervals: intervals.to_vec() };
+        let schedule = message(Some(pb::retry_policy::Backoff::Schedule(schedule)), None);
+        let named = [0, 1, 3].map(|index| format!("retry_policy.schedule.intervals[{index}]"));
+        assert_eq!(wrong_fields(&schedule), named);
     }
 
     #[test]
@@ -113,10 +152,7 @@ mod tests {
         let hours = |hours: i64| prost_types::Duration { seconds: hours * 3_600, nanos: 0 };
         let fields = |backoff| {
             let message = pb::RetryPolicy { backoff: Some(backoff), ..Default::default() };
-            let mut violations = Violations::new();
-            let read = policy(&message, "retry_policy", &mut violations).expect("whole");
-            read.check("retry_policy", &mut violations);
-            violations.iter().map(|violation| violation.field.clone()).collect::<Vec<_>>()
+            wrong_fields(&message)
         };
         let exponential = |hours_initial| {
             pb::retry_policy::Backoff::Exponential(pb::retry_policy::Exponential {
@@ -136,7 +172,7 @@ mod tests {
 
     #[test]
     fn an_empty_policy_is_the_built_in_one() {
-        assert_eq!(read(&pb::RetryPolicy::default()).0, Some(RetryPolicy::built_in()));
+        assert_eq!(read(&pb::RetryPolicy::default()).0, RetryPolicy::built_in());
     }
 
     #[test]
@@ -144,7 +180,7 @@ mod tests {
         let intervals = [1, 2].map(|seconds| prost_types::Duration { seconds, nanos: 0 }).to_vec();
         let schedule = pb::retry_policy::Schedule { intervals };
         let backoff = Some(pb::retry_policy::Backoff::Schedule(schedule));
-        let policy = read(&pb::RetryPolicy { backoff, ..Default::default() }).0.expect("valid");
+        let policy = read(&pb::RetryPolicy { backoff, ..Default::default() }).0;
         assert_eq!(policy.max_retries, 2);
     }
 
@@ -157,7 +193,7 @@ mod tests {
         };
         let ours = RetryPolicy { max_retries: 0, backoff: exponential, jitter: 0.0 };
         for policy in [ours, RetryPolicy::built_in()] {
-            assert_eq!(read(&policy_to_proto(&policy)), (Some(policy), Violations::new()));
+            assert_eq!(read(&policy_to_proto(&policy)), (policy, Violations::new()));
         }
     }
 
@@ -167,15 +203,13 @@ mod tests {
             max_interval: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
             ..Default::default()
         };
-        let (policy, violations) = read(&pb::RetryPolicy {
+        let message = pb::RetryPolicy {
             max_retries: Some(-1),
             backoff: Some(pb::retry_policy::Backoff::Exponential(waits)),
             jitter: None,
-        });
-        assert_eq!(policy, None);
-        let fields: Vec<_> = violations.iter().map(|v| v.field.as_str()).collect();
+        };
         assert_eq!(
-            fields,
+            wrong_fields(&message),
             [
                 "retry_policy.exponential.initial_interval",
                 "retry_policy.exponential.max_interval",

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
-use crate::domain::channel::{Channel, EmailChannel, WebhookChannel};
+use crate::domain::channel::{Channel, EmailChannel, SignatureScheme, WebhookChannel};
 use crate::domain::health::{self, Gate, Health};
+use crate::domain::labels::Labels;
 use crate::domain::pattern::Pattern;
 use crate::domain::subscription::{DisableReason, State, Subscription, SubscriptionSpec};
 use crate::domain::{Timestamp, Violations};
@@ -116,8 +117,33 @@ pub(crate) fn new_subscription(
     }
 }
 
+/// What stands for the subscription that `message` changes, as long as nobody knows which one that
+/// is: it has nothing to say against what `message` leaves as it is.
+pub(crate) fn stand_in(message: &pb::Subscription) -> SubscriptionSpec {
+    let channel = match &message.channel {
+        Some(pb::subscription::Channel::Email(_)) => Channel::Email(EmailChannel::default()),
+        Some(pb::subscription::Channel::Webhook(webhook)) => Channel::Webhook(WebhookChannel {
+            // A mask stands for what is there.
+            url: webhook.url.clone(),
+            headers: webhook.headers.clone().into_iter().collect(),
+            // Those whose headers have names to choose.
+            signatures: vec![SignatureScheme::HmacSha256Hex, SignatureScheme::Stripe],
+            ..WebhookChannel::default()
+        }),
+        None => Channel::Webhook(WebhookChannel::default()),
+    };
+    SubscriptionSpec {
+        display_name: String::new(),
+        event_types: Vec::new(),
+        channel,
+        retry_policy: None,
+        labels: Labels::new(),
+    }
+}
+
 /// `spec` with the selected fields of `message`. The domain's own rules are checked later. A webhook
-/// does not become a mail, nor the other way round.
+/// does not become a mail, nor the other way round: a mask of `*` means the fields of the channel
+/// that there is, unless the message carries the other one.
 pub(crate) fn update_subscription(
     spec: &mut SubscriptionSpec,
     message: &pb::Subscription,
@@ -136,12 +162,17 @@ pub(crate) fn update_subscription(
     if selection.has("labels") {
         spec.labels = message.labels.clone().into_iter().collect();
     }
+    let (carries_webhook, carries_email) = match &message.channel {
+        Some(pb::subscription::Channel::Webhook(_)) => (selection.has_below("webhook"), false),
+        Some(pb::subscription::Channel::Email(_)) => (false, selection.has_below("email")),
+        None => (false, false),
+    };
     match &mut spec.channel {
-        Channel::Webhook(_) if selection.has_below("email") => {
+        Channel::Webhook(_) if carries_email || selection.names_below("email") => {
             violations
                 .add("subscription.email", "the subscription is a webhook; create another one");
         }
-        Channel::Email(_) if selection.has_below("webhook") => {
+        Channel::Email(_) if carries_webhook || selection.names_below("webhook") => {
             violations
                 .add("subscription.webhook", "the subscription is by mail; create another one");
         }
@@ -248,7 +279,7 @@ fn retry_policy(
     violations: &mut Violations,
 ) -> Option<crate::domain::retry::RetryPolicy> {
     let policy = message.retry_policy.as_ref()?;
-    retry::policy(policy, "subscription.retry_policy", violations)
+    Some(retry::policy(policy, "subscription.retry_policy", violations))
 }
 
 /// A subscription as the contract writes it at `now`, what is confidential masked.
@@ -455,6 +486,24 @@ mod tests {
         assert_eq!((changed.display_name.as_str(), url(&changed)), ("", ""));
         let (_, violations) = update(&["event_types"], &pb::Subscription::default());
         assert_eq!(violations.iter().next().expect("one").field, "subscription.event_types");
+    }
+
+    #[test]
+    fn a_star_means_the_fields_of_the_channel_that_there_is() {
+        let (changed, violations) = update(&["*"], &message());
+        assert!(violations.is_empty(), "{violations}");
+        assert_eq!(changed, spec());
+        // What is not set is cleared.
+        let bare = pb::Subscription { event_types: vec!["*".into()], ..Default::default() };
+        let (changed, violations) = update(&["*"], &bare);
+        assert!(violations.is_empty(), "{violations}");
+        let Channel::Webhook(webhook) = &changed.channel else { panic!("a webhook") };
+        let cleared = WebhookChannel { signatures: Vec::new(), ..WebhookChannel::default() };
+        assert_eq!((changed.display_name.as_str(), webhook), ("", &cleared));
+        // A message with the other channel would change one into the other.
+        let channel = Some(pb::subscription::Channel::Email(pb::EmailChannel::default()));
+        let (_, violations) = update(&["*"], &pb::Subscription { channel, ..message() });
+        assert_eq!(violations.iter().next().expect("one").field, "subscription.email");
     }
 
     #[test]

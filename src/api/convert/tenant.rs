@@ -3,6 +3,7 @@
 use crate::api::mask::{Fields, Selection};
 use crate::api::proto as pb;
 use crate::domain::Violations;
+use crate::domain::id::TenantId;
 use crate::domain::key::{ApiKey, Scope};
 use crate::domain::pattern::Pattern;
 use crate::domain::tenant::{Tenant, TenantSpec};
@@ -85,7 +86,7 @@ pub(crate) fn update_tenant(
     if selection.has("retry_policy") {
         let policy = message.retry_policy.as_ref();
         spec.retry_policy =
-            policy.and_then(|policy| retry::policy(policy, "tenant.retry_policy", violations));
+            policy.map(|policy| retry::policy(policy, "tenant.retry_policy", violations));
     }
     if selection.has("primary_contact_exclusions") {
         spec.primary_contact_off = exclusions(&message.primary_contact_exclusions, violations);
@@ -132,21 +133,29 @@ pub(crate) fn tenant_to_proto(tenant: Tenant) -> pb::Tenant {
     }
 }
 
-/// The scopes of a new key.
-pub(crate) fn scopes(texts: &[String], violations: &mut Violations) -> Vec<Scope> {
+/// The scopes of a new key, which a tenant's or an operator's may have: a tenant's key never is an
+/// administrator's.
+pub(crate) fn scopes(
+    texts: &[String],
+    owner: Option<TenantId>,
+    violations: &mut Violations,
+) -> Vec<Scope> {
     const FIELD: &str = "api_key.scopes";
     if texts.is_empty() {
         violations.add(FIELD, "must not be empty, for example events:emit");
     }
+    let permitted = || {
+        let all = Scope::ALL.into_iter();
+        let permitted = all.filter(|scope| owner.is_none() || *scope != Scope::Admin);
+        permitted.map(Scope::as_str).collect::<Vec<_>>().join(", ")
+    };
     let mut scopes = Vec::new();
     for (index, text) in texts.iter().enumerate().take(2 * Scope::ALL.len()) {
         match Scope::parse(text) {
             Some(scope) if scopes.contains(&scope) => {}
             Some(scope) => scopes.push(scope),
-            None => violations.add(
-                format!("{FIELD}[{index}]"),
-                format!("must be one of {}", Scope::ALL.map(Scope::as_str).join(", ")),
-            ),
+            None => violations
+                .add(format!("{FIELD}[{index}]"), format!("must be one of {}", permitted())),
         }
     }
     scopes
@@ -197,9 +206,15 @@ mod tests {
     fn unknown_scopes_are_named() {
         let mut violations = Violations::new();
         let texts = ["events:emit", "events:emit", "events:*"].map(str::to_owned);
-        assert_eq!(scopes(&texts, &mut violations), [Scope::EventsEmit]);
-        assert_eq!(violations.iter().next().expect("one").field, "api_key.scopes[2]");
-        scopes(&[], &mut violations);
-        assert_eq!(violations.iter().count(), 2);
+        let tenant_id = TenantId::first_at(crate::domain::Timestamp::default());
+        for (owner, permits_admin) in [(None, true), (Some(tenant_id), false)] {
+            let mut violations = Violations::new();
+            assert_eq!(scopes(&texts, owner, &mut violations), [Scope::EventsEmit]);
+            let wrong = violations.iter().next().expect("one");
+            assert_eq!(wrong.field, "api_key.scopes[2]");
+            assert_eq!(wrong.description.contains("admin"), permits_admin, "{violations}");
+        }
+        scopes(&[], None, &mut violations);
+        assert_eq!(violations.iter().count(), 1);
     }
 }

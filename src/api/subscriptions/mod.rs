@@ -16,7 +16,7 @@ use crate::domain::subscription::{State, Subscription};
 use crate::store::Update;
 
 use crate::api::auth::Caller;
-use crate::api::context::{Context, caller, check_etag};
+use crate::api::context::{Context, caller, check_etag, named_tenant};
 use crate::api::convert::{self, subscription as convert_subscription};
 use crate::api::proto as pb;
 use crate::api::proto::subscription_service_server::SubscriptionService;
@@ -42,17 +42,24 @@ const MAX_WINDOW: Duration = Duration::from_hours(30 * 24);
 pub(super) struct Subscriptions(pub Arc<Context>);
 
 impl Subscriptions {
-    /// The subscription that a call is about.
+    /// The subscription that a call is about. `others` is what else is wrong with the request: it is
+    /// told with a name that is missing. When the names are there it is the caller's to tell, who
+    /// may see more when it knows the subscription.
     async fn named(
         &self,
         caller: &Caller,
         (tenant_id, tenant_field): (&str, &str),
         (id, id_field): (&str, &str),
+        others: &Violations,
     ) -> Result<Subscription, Failure> {
         let mut violations = Violations::new();
+        named_tenant(caller, tenant_id, tenant_field, &mut violations)?;
         convert::require(id, id_field, &mut violations);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(caller, tenant_id, tenant_field).await?;
+        if !violations.is_empty() {
+            convert::merge(&mut violations, others);
+            return Err(violations.into());
+        }
+        let tenant_id = self.0.tenant(caller, tenant_id, tenant_field, violations).await?;
         let id = SubscriptionId::parse(id);
         self.load(tenant_id, id.map_err(|_| Failure::of(Reason::SubscriptionNotFound))?).await
     }
@@ -67,7 +74,8 @@ impl Subscriptions {
         tenant_id: &str,
         id: &str,
     ) -> Result<Subscription, Failure> {
-        self.named(caller, (tenant_id, "tenant_id"), (id, "subscription_id")).await
+        let others = &Violations::new();
+        self.named(caller, (tenant_id, "tenant_id"), (id, "subscription_id"), others).await
     }
 
     async fn load(&self, tenant_id: TenantId, id: SubscriptionId) -> Result<Subscription, Failure> {
@@ -110,8 +118,7 @@ impl Subscriptions {
         let size = convert::page_size(request.page_size, &mut violations);
         let read = convert_subscription::state;
         let states = &*convert::enum_list(&request.states, "states", &mut violations, read);
-        violations.or_ok(())?;
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let binding = Binding::new("ListSubscriptions", tenant_id.as_str())
             .with_list(request.states.iter().map(ToString::to_string));
         let start: Option<SubscriptionId> = paging::place(&request.page_token, &binding)?;
@@ -217,10 +224,10 @@ impl Subscriptions {
         if !(MIN_WINDOW..=MAX_WINDOW).contains(&window) {
             violations.add("window", "must be from 60s to 30 days (2592000s)");
         }
-        convert::require(&request.subscription_id, "subscription_id", &mut violations);
+        let (owner, id) = (&*request.tenant_id, &*request.subscription_id);
+        let (owner, id) = ((owner, "tenant_id"), (id, "subscription_id"));
+        let current = self.named(&caller, owner, id, &violations).await?;
         violations.or_ok(())?;
-        let current =
-            self.plainly_named(&caller, &request.tenant_id, &request.subscription_id).await?;
         let now = self.0.now();
         let from = now.minus(window);
         let stats = self.0.store.subscription_stats(current.tenant_id, current.id, from).await?;

@@ -2,7 +2,7 @@
 
 use tonic::Request;
 
-use crate::api::context::caller;
+use crate::api::context::{caller, named_tenant};
 use crate::api::proto as pb;
 use crate::api::status::Failure;
 use crate::domain::channel::Channel;
@@ -28,8 +28,13 @@ impl Subscriptions {
     ) -> Result<pb::PreviewEmailResponse, Failure> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id").await?;
-        let event = self.event(tenant_id, &request)?;
+        let (mut violations, mut said_below) = (Violations::new(), Violations::new());
+        let tenant_id = named_tenant(&caller, &request.tenant_id, "tenant_id", &mut said_below)?;
+        let event = self.event(tenant_id, &request, &mut violations);
+        if let Err(error) = mail::check(&request.template) {
+            violations.add("template", error.to_string());
+        }
+        let tenant_id = self.0.tenant(&caller, &request.tenant_id, "tenant_id", violations).await?;
         let template = self.template(&caller, tenant_id, request).await?;
         let tenant = self.0.existing_tenant(tenant_id).await?;
         let occasion = Occasion {
@@ -85,7 +90,8 @@ impl Subscriptions {
         &self,
         tenant_id: TenantId,
         request: &pb::PreviewEmailRequest,
-    ) -> Result<Event, Failure> {
+        violations: &mut Violations,
+    ) -> Event {
         let now = self.0.now();
         let or = |text: &str, other: &str| match text {
             "" => other.to_owned(),
@@ -104,22 +110,20 @@ impl Subscriptions {
             idempotency_key: String::new(),
             trace: self.0.random(TraceContext::root),
         };
-        let mut violations = Violations::new();
         // The service's own events have mails, too, although nobody may emit them.
         let mut judged = new.clone();
         if event::is_reserved(&judged.event_type) {
             "preview".clone_into(&mut judged.event_type);
         }
-        judged.check(now, self.0.max_payload_bytes, &mut violations);
-        let mut named = Violations::new();
-        for violation in violations.iter() {
+        let mut found = Violations::new();
+        judged.check(now, self.0.max_payload_bytes, &mut found);
+        for violation in found.iter() {
             let field = match violation.field.as_str() {
                 "type" => "event_type",
                 field => field,
             };
-            named.add(field, violation.description.clone());
+            violations.add(field, violation.description.clone());
         }
-        named.or_ok(())?;
-        Ok(new.accepted(self.0.random(|random| EventId::new(now, random)), now))
+        new.accepted(self.0.random(|random| EventId::new(now, random)), now)
     }
 }

@@ -27,17 +27,20 @@ impl Subscriptions {
     ) -> Result<pb::RotateSecretResponse, Failure> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        let current =
-            self.plainly_named(&caller, &request.tenant_id, &request.subscription_id).await?;
-        if current.unreadable {
-            // A new secret would stand in the place of what may yet be restored.
-            return Err(Failure::of(Reason::SubscriptionUnreadable));
-        }
         let mut violations = Violations::new();
         let overlap = convert::duration(request.overlap.as_ref(), "overlap", &mut violations);
         let overlap = overlap.unwrap_or(DEFAULT_OVERLAP);
         if overlap > MAX_OVERLAP {
             violations.add("overlap", "must be at most 7 days (604800s)");
+        }
+        let mut others = violations.clone();
+        check_form(&request.signing_secret, &mut others);
+        let (owner, id) = (&*request.tenant_id, &*request.subscription_id);
+        let (owner, id) = ((owner, "tenant_id"), (id, "subscription_id"));
+        let current = self.named(&caller, owner, id, &others).await?;
+        if current.unreadable {
+            // A new secret would stand in the place of what may yet be restored.
+            return Err(Failure::of(Reason::SubscriptionUnreadable));
         }
         if let Channel::Email(_) = current.spec.channel {
             violations
@@ -76,6 +79,15 @@ fn replace(subscription: &mut Subscription, secret: Secret, overlap: Duration, n
 /// The public key of the current secret; empty when the subscription does not list the scheme.
 pub(super) fn newest_public_key(shown: &pb::Subscription) -> String {
     shown.signing_public_keys.first().cloned().unwrap_or_default()
+}
+
+/// Whether a secret of the client's own suits any scheme at all, as long as nobody knows which.
+fn check_form(secret: &str, violations: &mut Violations) {
+    if !secret.is_empty()
+        && let Err(error) = check_secret(secret, &[])
+    {
+        violations.add("signing_secret", error);
+    }
 }
 
 /// Whether a secret of the client's own suits the schemes.

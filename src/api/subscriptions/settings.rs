@@ -3,14 +3,14 @@
 use tonic::Request;
 
 use crate::api::Reason;
-use crate::api::context::caller;
+use crate::api::context::{caller, named_tenant};
 use crate::api::convert::{self, subscription as convert_subscription};
 use crate::api::proto as pb;
 use crate::api::status::Failure;
 use crate::domain::channel::Channel;
 use crate::domain::id::{SubscriptionId, TenantId};
 use crate::domain::subscription::{Secret, State, Subscription, SubscriptionSpec};
-use crate::domain::tenant::{self as domain_tenant, Tenant};
+use crate::domain::tenant as domain_tenant;
 use crate::domain::{Violations, endpoint, labels};
 
 use super::Subscriptions;
@@ -24,12 +24,18 @@ impl Subscriptions {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let message = request.subscription.unwrap_or_default();
-        let tenant_id =
-            self.0.tenant(&caller, &message.tenant_id, "subscription.tenant_id").await?;
         let mut violations = Violations::new();
+        let owner = (&*message.tenant_id, "subscription.tenant_id");
+        let tenant_id = named_tenant(&caller, owner.0, owner.1, &mut violations)?;
+        let (urls, tenant_url) = if violations.is_empty() {
+            let tenant = self.0.existing_tenant(tenant_id).await?;
+            (self.0.urls.clone(), tenant.spec.webhook_url)
+        } else {
+            // Whether it may be without a URL, the tenant would say.
+            (self.0.urls.keeping(""), String::new())
+        };
         let spec = convert_subscription::new_subscription(&message, &mut violations);
-        let tenant = self.0.existing_tenant(tenant_id).await?;
-        let spec = validated(spec, &self.0.urls, &tenant, &mut violations);
+        let spec = validated(spec, &urls, &tenant_url, &mut violations);
         check_own_secret(&request.signing_secret, &spec, &mut violations);
         violations.or_ok(())?;
         self.check_room(tenant_id).await?;
@@ -80,9 +86,11 @@ impl Subscriptions {
         let request = request.into_inner();
         let message = request.subscription.unwrap_or_default();
         let owner = (message.tenant_id.as_str(), "subscription.tenant_id");
-        let current = self.named(&caller, owner, (&message.id, "subscription.id")).await?;
-        let tenant = self.0.existing_tenant(current.tenant_id).await?;
         let mask = request.update_mask.unwrap_or_default().paths;
+        let others = self.judged_apart(&message, &mask);
+        let id = (&*message.id, "subscription.id");
+        let current = self.named(&caller, owner, id, &others).await?;
+        let tenant = self.0.existing_tenant(current.tenant_id).await?;
         let old_url = url(&current).to_owned();
         let updated = self
             .change(current, &message.etag, |subscription| {
@@ -101,7 +109,7 @@ impl Subscriptions {
                     Channel::Webhook(stored) => self.0.urls.keeping(&stored.url),
                     Channel::Email(_) => self.0.urls.clone(),
                 };
-                spec = validated(spec, &urls, &tenant, &mut violations);
+                spec = validated(spec, &urls, &tenant.spec.webhook_url, &mut violations);
                 for secret in subscription.secrets.iter().take(1) {
                     check_kept_secret(secret, &spec, &mut violations);
                 }
@@ -124,6 +132,19 @@ impl Subscriptions {
         }
         Ok(updated)
     }
+
+    /// What is wrong with an update as far as it can be told without knowing what it changes.
+    fn judged_apart(&self, message: &pb::Subscription, mask: &[String]) -> Violations {
+        let mut violations = Violations::new();
+        let populated = |path: &str| convert_subscription::is_populated(message, path);
+        let selection = convert_subscription::FIELDS.select(mask, populated, &mut violations);
+        let mut spec = convert_subscription::stand_in(message);
+        let mut found = Violations::new();
+        convert_subscription::update_subscription(&mut spec, message, &selection, &mut found);
+        validated(spec, &self.0.urls.keeping(""), "", &mut found);
+        selection.take_over("subscription", &found, &mut violations);
+        violations
+    }
 }
 
 /// A webhook's own URL.
@@ -138,18 +159,18 @@ fn url(subscription: &Subscription) -> &str {
 fn validated(
     mut spec: SubscriptionSpec,
     urls: &endpoint::Admission,
-    tenant: &Tenant,
+    tenant_url: &str,
     violations: &mut Violations,
 ) -> SubscriptionSpec {
     domain_tenant::check_name(&spec.display_name, "subscription.display_name", violations);
     labels::check(&spec.labels, "subscription.labels", violations);
     if let Some(policy) = &spec.retry_policy {
-        policy.check("subscription.retry_policy", violations);
+        let mut found = Violations::new();
+        policy.check("subscription.retry_policy", &mut found);
+        convert::merge(violations, &found);
     }
     let channel = match spec.channel.clone() {
-        Channel::Webhook(webhook) => {
-            webhook.validated(urls, &tenant.spec.webhook_url).map(Channel::Webhook)
-        }
+        Channel::Webhook(webhook) => webhook.validated(urls, tenant_url).map(Channel::Webhook),
         Channel::Email(email) => email.validated().map(Channel::Email),
     };
     match channel {

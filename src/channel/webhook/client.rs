@@ -79,7 +79,7 @@ impl Client {
         resolver: Resolver,
     ) -> Result<Self, ConfigError> {
         for range in &config.allow_cidrs {
-            tracing::warn!("Webhooks may be sent to {range}, because allow_cidrs says so.");
+            tracing::warn!(network = %range, "receivers in a closed network may be called, because allow-cidr says so");
         }
         let tcp = Tcp::new(config.guard(), resolver, metrics.open_gauge());
         let rules = config.url_rules();

@@ -134,16 +134,31 @@ mod tests {
 
     #[test]
     fn metadata_addresses_open_only_when_named_exactly() {
+        let named = [
+            "169.254.169.254",
+            "168.63.129.16/32",
+            "100.100.100.200",
+            "192.0.0.192",
+            "169.254.170.2",
+            "169.254.170.23",
+            "169.254.169.253",
+            "fd00:ec2::254/128",
+            "fd00:ec2::23",
+            "fd00:ec2::253",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+        ];
+        let none = guard(&[], &[]);
         let wide = guard(&["0.0.0.0/0", "::/0", "169.254.169.254/31"], &[]);
-        let exact = guard(
-            &["169.254.169.254", "168.63.129.16/32", "100.100.100.200", "fd00:ec2::254/128"],
-            &[],
-        );
-        for address in METADATA {
-            assert!(!wide.allows(address), "{address}");
+        let exact = guard(&named, &[]);
+        for text in named {
+            let address = ip(text.split('/').next().expect("an address"));
+            assert!(METADATA.contains(&address), "{address}");
+            assert!(!none.allows(address) && !wide.allows(address), "{address}");
             assert!(exact.allows(address), "{address}");
         }
-        assert!(wide.allows(ip("169.254.169.253")) && wide.allows(ip("::1")));
+        assert_eq!(named.len(), METADATA.len());
+        assert!(wide.allows(ip("169.254.169.252")) && wide.allows(ip("::1")));
         for disguise in ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"] {
             assert!(!wide.allows(ip(disguise)), "{disguise}");
         }

@@ -33,9 +33,10 @@ fn reason(status: &Status) -> String {
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let reason = reason(&status);
-        if reason.is_empty() && (is_connection_lost(&status) || status.code() == Code::Unavailable)
-        {
-            return unreachable("the service", &lost_because(&status));
+        // A call of ours is only cancelled by what is between us and the service.
+        let is_broken = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+        if reason.is_empty() && (is_connection_lost(&status) || is_broken) {
+            return lost(&status);
         }
         let violations =
             status.get_details_bad_request().map(|bad| bad.field_violations).unwrap_or_default();
@@ -131,11 +132,33 @@ fn advice_on_fields(status: &Status) -> Option<String> {
     })
 }
 
-pub(super) fn unreachable(endpoint: &str, cause: &str) -> Error {
-    Error::failure(format!("cannot reach {endpoint}: {cause}")).hint(
+pub(super) fn unreachable(endpoint: &str, error: &(dyn std::error::Error + 'static)) -> Error {
+    let hint = if speaks_no_tls(error) {
+        "what answers there does not speak TLS: write http://, or let the service have \
+         --grpc-tls-cert and --grpc-tls-key"
+    } else {
         "start a service with `tidings serve`, or say where it is with --endpoint or \
-         TIDINGS_ENDPOINT",
+         TIDINGS_ENDPOINT"
+    };
+    Error::failure(format!("cannot reach {endpoint}: {}", causes(error))).hint(hint)
+}
+
+/// The error for a connection that broke. A service with TLS ends one without in many ways.
+fn lost(status: &Status) -> Error {
+    Error::failure(format!("cannot reach the service: {}", lost_because(status))).hint(
+        "start a service with `tidings serve`, or say where it is with --endpoint or \
+         TIDINGS_ENDPOINT; one that serves TLS is reached by https://",
     )
+}
+
+/// Whether a handshake failed because the other side answered with something else than TLS.
+fn speaks_no_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_tls = |error: &(dyn std::error::Error + 'static)| {
+        let inner = error.downcast_ref::<std::io::Error>()?.get_ref()?;
+        inner.downcast_ref::<rustls::Error>().cloned()
+    };
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| matches!(of_tls(error), Some(rustls::Error::InvalidMessage(_))))
 }
 
 /// Whether the connection broke, rather than the service answering.

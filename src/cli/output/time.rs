@@ -71,17 +71,23 @@ pub fn clock(time: Timestamp) -> String {
     format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
-/// One number and its unit: `12 ms`, `1.4 s`, `3 min`, `2 h`, `5 d`.
+/// One number and its unit, rounded: `12 ms`, `1.4 s`, `3 min`, `2 h`, `5 d`. What was two days a
+/// moment ago is still told as two days.
 pub fn coarse(duration: Duration) -> String {
-    let seconds = duration.as_secs();
+    let seconds = if duration.as_secs() < 10 {
+        duration.as_secs()
+    } else {
+        duration.saturating_add(Duration::from_millis(500)).as_secs()
+    };
+    let rounded = |unit: u64| seconds.saturating_add(unit / 2) / unit;
     match seconds {
         0 if duration.as_micros() < 1_000 => format!("{} µs", duration.as_micros()),
         0 => format!("{} ms", duration.as_millis()),
         _ if seconds < 10 => format!("{:.1} s", duration.as_secs_f64()),
         _ if seconds < 2 * MINUTE => format!("{seconds} s"),
-        _ if seconds < 2 * HOUR => format!("{} min", seconds / MINUTE),
-        _ if seconds < 2 * DAY => format!("{} h", seconds / HOUR),
-        _ => format!("{} d", seconds / DAY),
+        _ if rounded(MINUTE) < 120 => format!("{} min", rounded(MINUTE)),
+        _ if rounded(HOUR) < 48 => format!("{} h", rounded(HOUR)),
+        _ => format!("{} d", rounded(DAY)),
     }
 }
 
@@ -180,6 +186,13 @@ mod tests {
         assert_eq!(before(Duration::ZERO), "now");
         assert_eq!(before(Duration::from_millis(1_400)), "1.4 s ago");
         assert_eq!(before(Duration::from_secs(185)), "3 min ago");
+        for (hours, text) in [(2, "2 h"), (24, "24 h"), (48, "2 d"), (72, "3 d")] {
+            let exactly = Duration::from_hours(hours);
+            assert_eq!(coarse(exactly), text);
+            assert_eq!(coarse(exactly.saturating_sub(Duration::from_millis(30))), text);
+        }
+        assert_eq!(coarse(Duration::from_millis(9_960)), "10.0 s");
+        assert_eq!(coarse(Duration::from_mins(110)), "110 min");
         assert_eq!(before(Duration::from_hours(90 * 24)), "2025-11-07 09:30:00");
         assert_eq!(relative(now.plus(Duration::from_secs(20)), now), "in 20 s");
         assert_eq!(clock(now), "09:30:00.250");

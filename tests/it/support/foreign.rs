@@ -295,20 +295,53 @@ pub(crate) async fn verify_in_time(genuine: &[Item], replayed: &[Item]) -> Matri
 async fn verify_against(genuine: &[Item], forged: &[Item], refusals: &[&str]) -> Matrix {
     assert!(!genuine.is_empty() && !forged.is_empty(), "nothing was verified");
     let items = [genuine, forged].concat();
+    let mut matrix = Matrix::default();
+    for said in ask_everybody(&items).await {
+        for (number, (item, said)) in items.iter().zip(&said).enumerate() {
+            judge(item, (number >= genuine.len()).then_some(refusals), said, &mut matrix);
+        }
+    }
+    matrix
+}
+
+/// What everybody says of each item: the programs of each language, and what is in Rust.
+async fn ask_everybody(items: &[Item]) -> [Vec<Value>; 4] {
     let documents: Vec<_> = items.iter().map(Item::json).collect();
     let (pypi, npm, go) = tokio::join!(
         ask(python("tests/foreign/verify.py"), &documents),
         ask(node("tests/foreign/verify.mjs"), &documents),
         ask(command(tool("TIDINGS_TEST_GO_VERIFY"), None), &documents),
     );
-    let rust = items.iter().map(by_crates).collect();
-    let mut matrix = Matrix::default();
-    for said in [pypi, npm, go, rust] {
-        for (number, (item, said)) in items.iter().zip(&said).enumerate() {
-            judge(item, (number >= genuine.len()).then_some(refusals), said, &mut matrix);
+    [pypi, npm, go, items.iter().map(by_crates).collect()]
+}
+
+/// Has the examples for receivers, in every language, look at requests that lack the headers of their
+/// scheme, or have others than `headers`: they must say no, and not fail over them. Returns how often
+/// one did.
+pub(crate) async fn examples_refuse(headers: &[&[(&str, &str)]], known: &Known) -> usize {
+    let items: Vec<_> = headers
+        .iter()
+        .map(|headers| Item {
+            what: "without its headers",
+            schemes: SCHEMES.to_vec(),
+            known: known.clone(),
+            headers: headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
+            body: "{}".into(),
+        })
+        .collect();
+    let mut refused = 0;
+    for said in ask_everybody(&items).await.iter().flatten() {
+        for (scheme, libraries) in said.as_object().expect("an object") {
+            let libraries = libraries.as_object().expect("an object");
+            let examples = libraries.iter().filter(|(library, _)| library.starts_with("examples"));
+            for (example, verdict) in examples {
+                let verdict = verdict.as_str().unwrap_or_else(|| panic!("{example}: accepted"));
+                assert!(verdict.ends_with("no match"), "{example}, {scheme}: {verdict}");
+                refused += 1;
+            }
         }
     }
-    matrix
+    refused
 }
 
 /// Notes what is said of an item, which must be refused for one of `refusals` when there are any.
