@@ -94,6 +94,7 @@ impl Engine {
             random: StdRng::from_rng(&mut self.random),
             urls: config.webhook.url_admission(),
             look: config.email.look.clone(),
+            sends_mail: config.email.sends(),
             shutdown,
         };
         Api::new(config.api.clone(), parts)
