@@ -397,7 +397,14 @@ mod tests {
         let fields: Vec<_> = violations.iter().map(|(field, _)| field.as_str()).collect();
         let expected = [1, 2, 3].map(|index| format!("subscription.email.recipients[{index}]"));
         assert_eq!(fields, expected);
-        assert!(violations[1].1.contains("number 2"), "{violations:?}");
+        assert!(violations[0].1.contains("\"nobody\" has no @"), "{violations:?}");
+        let says = &violations[1].1;
+        assert!(says.contains("\"x@localhost\"") && says.contains("number 2"), "{says}");
+        // What is wrong is repeated, and cannot do harm where it is shown.
+        let (_, violations) = list(&[&format!("a\r\nb\u{202e}{}", "c".repeat(5_000))]);
+        let says = &violations[0].1;
+        assert!(says.contains("\"a") && says.chars().count() < 300, "{says}");
+        assert!(!says.chars().any(is_hostile), "{says:?}");
         for items in [&[][..], &[","], &[", ;"]] {
             let (_, violations) = list(items);
             assert_eq!(violations.len(), 1, "{items:?}");

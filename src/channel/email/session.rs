@@ -1,5 +1,6 @@
 //! Speaks SMTP over a connection: logs in, and hands messages over.
 
+use std::io;
 use std::sync::Arc;
 
 use lettre::transport::smtp::Error;
@@ -138,5 +139,10 @@ fn problem(error: &Error) -> Problem {
         let is_end = text.is_some_and(|text| text == "incomplete response");
         return if is_end { Problem::Connection } else { Problem::Protocol };
     }
-    Problem::Connection
+    let source = std::error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
+    match source.map(io::Error::kind) {
+        // The reply had no end.
+        Some(io::ErrorKind::InvalidData) => Problem::Protocol,
+        _ => Problem::Connection,
+    }
 }

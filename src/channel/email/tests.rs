@@ -302,6 +302,16 @@ async fn a_relay_that_hangs_is_passed_over_and_the_next_time_not_asked() {
 }
 
 #[tokio::test]
+async fn an_answer_without_an_end_is_not_read_to_it() {
+    for at in [GREETING, "EHLO", "MAIL", "RCPT", "DATA", CONTENT] {
+        let (url, _relay) = server(&[Act::Flood(at)]).await;
+        let report = attempt(&mailer(&[url]), &task()).await;
+        assert_eq!((&report.outcome, told(&report)), (&RETRY, Some(ErrorKind::Protocol)), "{at}");
+        assert!(report.duration < Duration::from_secs(5), "{at}: {:?}", report.duration);
+    }
+}
+
+#[tokio::test]
 async fn failures_name_the_relay() {
     let (url, _relay) = server(&[Act::Say("RCPT", "550 5.1.1 no such user")]).await;
     let report = attempt(&mailer(&[url]), &task()).await;

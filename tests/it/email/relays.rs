@@ -25,7 +25,8 @@ on_both! {
         let subscription = by_mail(&tenant.id, channel(&["ada@company.com"]));
         let subscription =
             tidings::api::proto::Subscription { retry_policy: Some(quick_retries(0)), ..subscription };
-        create(&app.operator, subscription).await.expect("created");
+        let created = create(&app.operator, subscription).await.expect("created");
+        assert_eq!(created.warnings, Vec::<String>::new());
         let mut events = Vec::new();
         for _ in 0..2 {
             events.push(app.operator.emit(&tenant.id, "billing.paid", "{}").await.event_id);

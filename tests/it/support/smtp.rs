@@ -22,13 +22,16 @@ pub(crate) enum Act {
     Drop(&'static str),
     /// Says nothing for ever.
     Hang(&'static str),
+    /// Begins an answer that has no end.
+    Flood(&'static str),
     /// Says nothing until it is let go on, then what it should.
     Hold(&'static str),
 }
 
 impl Act {
     fn is_at(self, command: &str) -> bool {
-        let (Self::Say(at, _) | Self::Drop(at) | Self::Hang(at) | Self::Hold(at)) = self;
+        let (Self::Say(at, _) | Self::Drop(at) | Self::Hang(at) | Self::Flood(at) | Self::Hold(at)) =
+            self;
         command.starts_with(at)
     }
 }
@@ -163,6 +166,9 @@ async fn serve(socket: TcpStream, shared: Arc<Mutex<Shared>>) -> Option<()> {
         let answer = match (act, command.split([' ', ':']).next().unwrap_or_default()) {
             (Some(Act::Say(_, answer)), _) => answer,
             (Some(Act::Drop(_)), _) => return None,
+            (Some(Act::Flood(_)), _) => loop {
+                write.write_all(&[b'2'; 4 * 1024]).await.ok()?;
+            },
             (Some(Act::Hang(_) | Act::Hold(_)), _) => std::future::pending().await,
             (None, GREETING) => "220 mail.company.com ESMTP",
             (None, "EHLO") => "250-mail.company.com\r\n250 8BITMIME",
