@@ -6,7 +6,7 @@
 //! opened, and `reply` says what an answer means for the delivery.
 //!
 //! Guarantees: an attempt ends within [`MAX_TIMEOUT`]; waiting for a turn is no part of it, and ends
-//! within [`MAX_WAIT`], or else the delivery is to be given back without an attempt; what is sent is
+//! within seconds, or else the delivery is to be given back without an attempt; what is sent is
 //! encrypted unless the relay is on loopback; all attempts of a delivery send the same bytes; once
 //! the content has gone to a relay no other one gets it in the same attempt; only what a server
 //! said about the recipient is held against the recipient.
