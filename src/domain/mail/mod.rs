@@ -28,7 +28,7 @@ use super::tenant::Tenant;
 
 pub use clean::{line, one_line};
 pub use look::{InvalidLook, Look};
-pub use template::{Error, MAX_TEMPLATE_BYTES, check};
+pub use template::{Error, MAX_TEMPLATE_BYTES, check, check_for};
 
 use document::Document;
 

@@ -47,10 +47,19 @@ enum Step {
     Index(i64),
 }
 
-/// Refuses names that are never there, whatever the event is.
-pub(super) fn check(part: Part<'_>) -> Result<(), Error> {
+/// Refuses names that are never there, whatever the event is. `fields` are all that payloads may have;
+/// `None` when they may have any.
+pub(super) fn check(part: Part<'_>, fields: Option<&[String]>) -> Result<(), Error> {
     let unknown = uses(part).into_iter().filter(|used| !used.is_of_loop).find_map(|used| {
         let Some(Step::Name(root)) = used.path.first() else { return None };
+        if let ("data", Some(fields), Some(Step::Name(field))) =
+            (root.as_str(), fields, used.path.get(1))
+            && !used.is_asked
+            && !fields.contains(field)
+        {
+            let path = format!("{root}.{field}");
+            return Some((used.line, missing(&path, &fields.join(", "))));
+        }
         let Some((_, fields)) = SEEN.iter().find(|(name, _)| name == root) else {
             let names: Vec<_> = SEEN.iter().map(|(name, _)| *name).collect();
             return Some((used.line, missing(root, &names.join(", "))));
@@ -67,6 +76,15 @@ pub(super) fn check(part: Part<'_>) -> Result<(), Error> {
         Some((line, message)) => Err(Error::new(part.line + line - 1, &message)),
         None => Ok(()),
     }
+}
+
+/// The fields that payloads of a JSON Schema may have at the top; `None` when others may stand beside them.
+pub(super) fn fields_of(json_schema: &str) -> Option<Vec<String>> {
+    let schema: serde_json::Value = serde_json::from_str(json_schema).ok()?;
+    let is_closed = schema.get("additionalProperties") == Some(&serde_json::Value::Bool(false))
+        && schema.get("patternProperties").is_none();
+    let properties = schema.get("properties").filter(|_| is_closed)?.as_object()?;
+    Some(properties.keys().cloned().collect())
 }
 
 fn missing(path: &str, names: &str) -> String {

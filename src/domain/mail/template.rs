@@ -57,8 +57,22 @@ impl std::error::Error for Error {}
 /// # Errors
 /// A sentence for whoever wrote it.
 pub fn check(source: &str) -> Result<(), Error> {
+    check_names(source, None)
+}
+
+/// The same for the template of an event type, whose payloads satisfy a JSON Schema: one that lists all
+/// fields says which there never are. An empty schema says nothing.
+///
+/// # Errors
+/// A sentence for whoever wrote it.
+pub fn check_for(source: &str, json_schema: &str) -> Result<(), Error> {
+    check_names(source, names::fields_of(json_schema).as_deref())
+}
+
+fn check_names(source: &str, fields: Option<&[String]>) -> Result<(), Error> {
     let blocks = checked(source)?;
-    [blocks.subject, blocks.text, blocks.html].into_iter().flatten().try_for_each(names::check)
+    let mut parts = [blocks.subject, blocks.text, blocks.html].into_iter().flatten();
+    parts.try_for_each(|part| names::check(part, fields))
 }
 
 /// The blocks of a template that is bounded and can be compiled.

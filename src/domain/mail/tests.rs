@@ -383,6 +383,27 @@ fn loops_end_by_fuel_and_output_by_its_limit() {
 }
 
 #[test]
+fn a_schema_that_lists_all_fields_says_which_are_never_there() {
+    let closed = r#"{"type":"object","properties":{"amount":{},"customer":{"type":"object"}},"additionalProperties":false}"#;
+    let open = r#"{"properties":{"amount":{}}}"#;
+    let patterns =
+        r#"{"properties":{},"additionalProperties":false,"patternProperties":{"^x-":{}}}"#;
+    let template = |inner: &str| format!("{{% block text %}}\n{inner}{{% endblock %}}");
+    for inner in ["{{ data.amount }}", "{{ data.customer.name }}", "{{ data.x|default('') }}"] {
+        check_for(&template(inner), closed).expect(inner);
+    }
+    let misspelt = template("{{ data.amont }}");
+    let error = check_for(&misspelt, closed).expect_err("misspelt").to_string();
+    assert_eq!(
+        error,
+        "line 2: undefined value: there is no data.amont; there are amount, customer"
+    );
+    for schema in [open, patterns, "", "true", "not JSON"] {
+        check_for(&misspelt, schema).expect(schema);
+    }
+}
+
+#[test]
 fn the_names_are_those_of_the_document() {
     let seen = with(&event(INVOICE), |occasion| {
         let document = serde_json::to_value(document::Document::of(occasion)).expect("a document");
