@@ -80,7 +80,7 @@ pub enum Error {
     #[error(transparent)]
     Bounces(#[from] web::mail::Error),
     /// Mail cannot be sent as configured.
-    #[error("mail cannot be sent as configured")]
+    #[error("mail cannot be sent as configured: {0}")]
     Email(#[from] email::ConfigError),
     /// The exporter of traces cannot be made from its options.
     #[error(transparent)]

@@ -36,6 +36,8 @@ pub(super) struct Context {
     pub urls: endpoint::Admission,
     /// How mails look, for previews.
     pub look: Look,
+    /// Whether there is somewhere to send mail by.
+    pub sends_mail: bool,
     pub auth: Arc<Auth>,
     /// One permit per open stream.
     pub streams: Arc<Semaphore>,

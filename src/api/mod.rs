@@ -165,6 +165,8 @@ pub struct Parts {
     pub urls: endpoint::Admission,
     /// How mails look, for previews.
     pub look: Look,
+    /// Whether there is somewhere to send mail by.
+    pub sends_mail: bool,
     /// Cancelled when nothing new is to be accepted.
     pub shutdown: CancellationToken,
 }
@@ -213,6 +215,7 @@ impl Api {
             random: Mutex::new(parts.random),
             urls: parts.urls,
             look: parts.look,
+            sends_mail: parts.sends_mail,
             auth: Arc::new(auth),
             streams: Arc::new(Semaphore::new(config.max_streams.min(Semaphore::MAX_PERMITS))),
             shutdown: parts.shutdown,

@@ -55,7 +55,15 @@ impl Tenants {
         let tenant =
             Tenant { id, spec, unreadable: false, revision: 1, create_time: now, update_time: now };
         self.0.store.create_tenant(&tenant).await?;
+        self.warn_of_mail(&tenant);
         Ok(tenant)
+    }
+
+    /// Tells operators of a contact who cannot get any mail.
+    fn warn_of_mail(&self, tenant: &Tenant) {
+        if !tenant.spec.primary_contact.is_empty() && !self.0.sends_mail {
+            tracing::warn!(tenant.id = %tenant.id, "a tenant has a primary contact, and no mail can be sent: set smtp-url and mail-from");
+        }
     }
 
     async fn get(&self, request: Request<pb::GetTenantRequest>) -> Result<Tenant, Failure> {
@@ -120,6 +128,7 @@ impl Tenants {
             tenant.revision += 1;
             tenant.update_time = self.0.now();
             if self.0.store.update_tenant(&tenant).await? == Update::Done {
+                self.warn_of_mail(&tenant);
                 return Ok(tenant);
             }
         }

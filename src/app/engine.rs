@@ -44,7 +44,8 @@ impl Engine {
         let catalog = Arc::new(CatalogCache::default());
         let metrics = webhook::Metrics::new(registry.sub_registry_with_prefix("tidings"));
         let client = webhook::Client::new(&config.webhook, Arc::clone(&clock) as _, metrics)?;
-        let mailer = email::Mailer::new(&config.email, Arc::clone(&clock) as _)?;
+        let tidings = registry.sub_registry_with_prefix("tidings");
+        let mailer = email::Mailer::new(&config.email, Arc::clone(&clock) as _, tidings)?;
         let mut channels = Channels::new(client, mailer);
         if let Some(program) = &config.program {
             let (webhook, email) = (config.webhook.clone(), config.email.clone());
@@ -93,6 +94,7 @@ impl Engine {
             random: StdRng::from_rng(&mut self.random),
             urls: config.webhook.url_admission(),
             look: config.email.look.clone(),
+            sends_mail: config.email.sends(),
             shutdown,
         };
         Api::new(config.api.clone(), parts)
@@ -160,6 +162,9 @@ pub(super) fn announce_exceptions(config: &Config) {
             "gRPC is served in the clear: set grpc-tls-cert and grpc-tls-key, unless something in \
              front does TLS"
         );
+    }
+    if !config.email.sends() {
+        tracing::info!("no mail is sent: smtp-url and mail-from are not set");
     }
     if config.webhook.allow_http {
         tracing::warn!("receivers without TLS may be called, because allow-http says so");

@@ -11,6 +11,8 @@ pub mod apart;
 pub mod email;
 pub mod webhook;
 
+use std::time::Duration;
+
 use crate::domain::attempt::{Report, Task};
 use crate::domain::channel::Channel;
 
@@ -24,6 +26,10 @@ pub struct Channels {
     /// For attempts in a process of their own.
     processes: Option<Processes>,
 }
+
+/// The turn of one attempt; over when dropped.
+#[derive(Debug)]
+pub struct Turn(Option<email::Turn>);
 
 impl Channels {
     /// The channels, ready to deliver.
@@ -43,14 +49,32 @@ impl Channels {
         Some(processes.attempt(task, self.webhook.now()).await)
     }
 
-    /// Makes one attempt through the subscription's channel.
-    pub async fn attempt(&self, task: &Task) -> Report {
+    /// Waits until there may be an attempt: a relay has no more connections, and takes no more messages,
+    /// than its operator says. That waiting is no part of the attempt.
+    ///
+    /// # Errors
+    /// After how long to come again, when it takes too long.
+    pub async fn turn(&self, task: &Task) -> Result<Turn, Duration> {
+        match &task.subscription.spec.channel {
+            Channel::Webhook(_) => Ok(Turn(None)),
+            Channel::Email(_) => {
+                Box::pin(self.mailer.turn(task)).await.map(|turn| Turn(Some(turn)))
+            }
+        }
+    }
+
+    /// Makes one attempt through the subscription's channel, in its turn, or without waiting for one
+    /// before it.
+    pub async fn attempt(&self, task: &Task, turn: Option<Turn>) -> Report {
         #[cfg(feature = "failpoints")]
         crate::failpoint::fail_at(&task.event.event_type);
         match &task.subscription.spec.channel {
             Channel::Webhook(settings) => self.webhook.attempt(task, settings).await,
             // Apart, so that the attempts of webhooks do not carry its size around.
-            Channel::Email(settings) => Box::pin(self.mailer.attempt(task, settings)).await,
+            Channel::Email(settings) => {
+                let turn = turn.and_then(|Turn(turn)| turn);
+                Box::pin(self.mailer.attempt(task, settings, turn)).await
+            }
         }
     }
 }

@@ -146,16 +146,22 @@ async fn list(
         })
         .await?;
     output.message(&ListDeliveriesResponse { deliveries, next_page_token }, |output, page| {
-        let mut table = Table::new(&["ID", "EVENT TYPE", "STATE", "CREATED", "LAST ATTEMPT"]);
+        // Mails of one event differ by nothing else.
+        let has_mail = page.deliveries.iter().any(|delivery| !delivery.recipient.is_empty());
+        let headings = ["ID", "EVENT TYPE", "STATE", "CREATED", "LAST ATTEMPT", "RECIPIENT"];
+        let columns = if has_mail { 6 } else { 5 };
+        let mut table = Table::new(&headings[..columns]);
         for delivery in &page.deliveries {
             let state = names::short::<DeliveryState>(delivery.state);
-            table.row([
+            let cells = [
                 delivery.id.as_str().into(),
                 delivery.event_type.as_str().into(),
                 Cell::new(state, Style::of_state(delivery.state())),
                 ago(delivery.create_time.as_ref()).into(),
                 summary(delivery).into(),
-            ]);
+                delivery.recipient.as_str().into(),
+            ];
+            table.row(cells.into_iter().take(columns));
         }
         output.table(&table, "no deliveries")?;
         output.more(&page.next_page_token);

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use super::Error;
 use super::client::{Client, Connection, Paging, TenantOption, incomplete};
 use super::output::{self, Cell, Output, Style, Table, names, table};
+use super::subscriptions::read_template;
 use super::subscriptions::retry::{self, RetryOptions};
 use super::tenants::mask;
 use crate::api::proto::{
@@ -18,6 +19,7 @@ Examples:
       --description 'An invoice was paid in full.' --channel webhook
   tidings event-types create trial.ending --status beta --max-retries 1
   tidings event-types create user.created --schema @user.schema.json
+  tidings event-types update billing.paid --email-template paid.j2
   tidings event-types list --category Billing
   tidings event-types update trial.ending --status ga
   tidings event-types delete trial.ending
@@ -113,6 +115,9 @@ struct Fields {
     /// When to prefer which channel, and what a receiver should do
     #[arg(long, value_name = "TEXT")]
     guidance: Option<String>,
+    /// A file with the template of its mails; an empty one for the built-in: see docs/email.md
+    #[arg(long, value_name = "FILE", value_parser = read_template)]
+    email_template: Option<String>,
     #[command(flatten)]
     retry: RetryOptions,
 }
@@ -131,6 +136,7 @@ impl Fields {
             ("retry_policy", retry_policy.is_some()),
             ("recommended_channels", !self.channels.is_empty()),
             ("guidance", self.guidance.is_some()),
+            ("email_template", self.email_template.is_some()),
         ];
         let event_type = EventType {
             description: self.description.unwrap_or_default(),
@@ -141,6 +147,7 @@ impl Fields {
             retry_policy,
             recommended_channels: self.channels.into_iter().map(i32::from).collect(),
             guidance: self.guidance.unwrap_or_default(),
+            email_template: self.email_template.unwrap_or_default(),
             ..EventType::default()
         };
         let given = given.into_iter().filter(|(_, given)| *given).map(|(path, _)| path).collect();
@@ -262,6 +269,7 @@ fn show(output: Output, event_type: Option<&EventType>) -> Result<(), Error> {
         ("guidance", table::printable_lines(&event_type.guidance)),
         ("retries", retry::describe(event_type.retry_policy.as_ref())),
         ("schema", table::printable_lines(event_type.json_schema.trim())),
+        ("email template", table::printable_lines(event_type.email_template.trim())),
         ("created", output.time(event_type.create_time.as_ref())),
         ("changed", output.time(event_type.update_time.as_ref())),
         ("etag", output.paint(Style::Dim, &event_type.etag)),

@@ -155,7 +155,8 @@ options! {
     "Mail" {
         /// The mail relays in order of preference: `smtp://user:password@host:port` (encrypted by
         /// STARTTLS, except on loopback), `smtps://user:password@host:port`, or `file:///folder` for
-        /// development. When one is out of order the next one is asked. Repeatable; comma-separated
+        /// development. When one is out of order the next one is asked. `?provider=sendgrid` behind
+        /// one that hands on to SendGrid has its events name deliveries. Repeatable; comma-separated
         /// in the variable. Without one no mail is sent.
         smtp_url: Vec<Server> = "", "URL";
         /// Who mail comes from, such as `Company <no-reply@company.com>`.

@@ -122,10 +122,10 @@ impl ManualAttempts {
         }
         let task =
             shared.task(&delivery, &Arc::new(event), &catalog, subscription, Trigger::Manual);
-        let (attempt, is_fatal) = match shared.attempt_of(&delivery, &task).await {
+        let (attempt, is_fatal) = match shared.attempt_of(&delivery, &task, None).await {
             Made::Attempt(attempt) => (attempt, false),
             Made::Fatal(attempt) => (attempt, true),
-            Made::Nothing => {
+            Made::Nothing | Made::Waits(_) => {
                 if let Some(due) = due {
                     self.put_back(*delivery, None, due).await?;
                 }
@@ -193,7 +193,7 @@ impl ManualAttempts {
             email_template: String::new(),
             digest: Vec::new(),
         };
-        let attempt = shared.attempt(&task).await;
+        let attempt = shared.attempt(&task, None).await;
         let of = SubscriptionRef { tenant_id, id };
         shared.observe_request(of, delivery_id, &attempt).await;
         Ok(TestResult { event_id, attempt })

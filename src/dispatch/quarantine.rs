@@ -6,7 +6,9 @@
 //! nothing else can be to blame, and no crash of the service ever fails a delivery by itself.
 
 use std::io;
+use std::time::Duration;
 
+use crate::channel::Turn;
 use crate::channel::apart::Apart;
 use crate::domain::attempt::{Attempt, ErrorKind, Failure, Outcome, Report, Task};
 use crate::domain::delivery::{Delivery, FailureReason, LastAttempt, State};
@@ -19,7 +21,7 @@ const FORGIVEN: u32 = 2;
 /// Where no processes can be started, so many interrupted leases in a row are blamed on the delivery.
 const BLAMED: u32 = 10;
 /// How long to wait when no process can be started just now.
-const PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
+pub(super) const PAUSE: Duration = Duration::from_secs(5);
 
 /// What came of a wish to attempt.
 pub(super) enum Made {
@@ -29,6 +31,8 @@ pub(super) enum Made {
     Fatal(Attempt),
     /// Nothing: no process could be started.
     Nothing,
+    /// Nothing: its turn is too far away, and comes about then.
+    Waits(Duration),
 }
 
 /// Whether it has to be attempted in a process of its own.
@@ -44,23 +48,42 @@ fn is_forbidden(error: &io::Error) -> bool {
 }
 
 impl Shared {
-    /// Makes an attempt in the way that is right for the delivery.
-    pub(super) async fn attempt_of(&self, delivery: &Delivery, task: &Task) -> Made {
-        if !is_suspect(delivery) {
-            return Made::Attempt(self.attempt(task).await);
+    /// Waits for the turn of an attempt, and makes it. Waiting is no attempt, whatever comes of it.
+    pub(super) async fn attempt_in_turn(&self, delivery: &Delivery, task: &Task) -> Made {
+        match self.channels.turn(task).await {
+            Ok(turn) => self.attempt_of(delivery, task, Some(turn)).await,
+            Err(wait) => Made::Waits(wait),
         }
-        Box::pin(self.attempt_of_suspect(delivery, task)).await
     }
 
-    async fn attempt_of_suspect(&self, delivery: &Delivery, task: &Task) -> Made {
+    /// Makes an attempt in the way that is right for the delivery.
+    pub(super) async fn attempt_of(
+        &self,
+        delivery: &Delivery,
+        task: &Task,
+        turn: Option<Turn>,
+    ) -> Made {
+        if !is_suspect(delivery) {
+            return Made::Attempt(self.attempt(task, turn).await);
+        }
+        Box::pin(self.attempt_of_suspect(delivery, task, turn)).await
+    }
+
+    async fn attempt_of_suspect(
+        &self,
+        delivery: &Delivery,
+        task: &Task,
+        turn: Option<Turn>,
+    ) -> Made {
         let start_time = self.clock.now();
+        // The turn is kept here while another process uses it.
         let Some(apart) = self.channels.attempt_apart(task).await else {
-            return self.attempt_here(delivery, task).await;
+            return self.attempt_here(delivery, task, turn).await;
         };
         match apart {
             Apart::NotBegun(error) if is_forbidden(&error) => {
                 tracing::error!(%error, "no processes may be started for attempts; those that were interrupted are attempted in this one");
-                self.attempt_here(delivery, task).await
+                self.attempt_here(delivery, task, turn).await
             }
             Apart::Reported(report) => {
                 Made::Attempt(self.attempted(task, report.map(|report| *report), start_time))
@@ -74,9 +97,9 @@ impl Shared {
     }
 
     /// The attempt of a suspect where it cannot be made apart.
-    async fn attempt_here(&self, delivery: &Delivery, task: &Task) -> Made {
+    async fn attempt_here(&self, delivery: &Delivery, task: &Task, turn: Option<Turn>) -> Made {
         if delivery.interrupted_count < BLAMED {
-            return Made::Attempt(self.attempt(task).await);
+            return Made::Attempt(self.attempt(task, turn).await);
         }
         let how = format!("{} leases in a row were interrupted", delivery.interrupted_count);
         Made::Fatal(self.fatal(delivery, task, self.clock.now(), &how))
@@ -126,15 +149,4 @@ pub(super) fn quarantined(mut delivery: Delivery, attempt: &Attempt, now: Timest
     delivery.next_attempt_time = None;
     (delivery.state, delivery.failure_reason) = (State::Failed, Some(FailureReason::Quarantined));
     delivery
-}
-
-/// The delivery when no process could be started.
-pub(super) fn postponed(delivery: Delivery, now: Timestamp) -> Delivery {
-    Delivery {
-        state: State::Scheduled,
-        next_attempt_time: Some(now.plus(PAUSE)),
-        revision: delivery.revision + 1,
-        update_time: now,
-        ..delivery
-    }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use rand::RngExt;
 
+use crate::channel;
 use crate::domain::attempt::{
     Attempt, DigestItem, ErrorKind, Failure, Outcome, Report, Task, Trigger,
 };
@@ -26,7 +27,8 @@ use crate::store::{Catalog, DatabaseClock, Ended};
 
 use super::Shared;
 use super::decide::delivery::{
-    MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, verdict,
+    MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, postponed,
+    verdict,
 };
 use super::digest;
 use super::mail::Standing;
@@ -172,7 +174,7 @@ impl Worker {
         };
         let mut task = task_of(&first);
         task.digest = jobs.as_slice().iter().map(digest_item).collect();
-        let made = self.shared.attempt_of(&first.delivery, &task).await;
+        let made = self.shared.attempt_in_turn(&first.delivery, &task).await;
         if let Made::Attempt(attempt) = &made {
             self.shared.suppress_bounced(&task, attempt).await;
         }
@@ -187,6 +189,7 @@ impl Worker {
                 }
                 // The first one is to blame, or nobody.
                 Made::Fatal(_) | Made::Nothing => Made::Nothing,
+                Made::Waits(wait) => Made::Waits(*wait),
             };
             let ended = self.ended(job.delivery, made, catalog, subscription, (now, random));
             self.record(ended, job.permit).await;
@@ -218,7 +221,10 @@ impl Worker {
                 after.automatic_count += 1;
                 Ended { after, attempt: Some(attempt) }
             }
-            Made::Nothing => Ended { after: quarantine::postponed(delivery, now), attempt: None },
+            Made::Nothing => {
+                Ended { after: postponed(delivery, quarantine::PAUSE, now), attempt: None }
+            }
+            Made::Waits(wait) => Ended { after: postponed(delivery, wait, now), attempt: None },
         }
     }
 
@@ -268,11 +274,11 @@ impl Shared {
     }
 
     /// Makes an attempt. A channel that panics has failed this attempt, nothing else.
-    pub(super) async fn attempt(&self, task: &Task) -> Attempt {
+    pub(super) async fn attempt(&self, task: &Task, turn: Option<channel::Turn>) -> Attempt {
         let start_time = self.clock.now();
         self.metrics.in_flight.inc();
         fail_point!(AttemptBefore, {});
-        let report = AssertUnwindSafe(self.channels.attempt(task)).catch_unwind().await;
+        let report = AssertUnwindSafe(self.channels.attempt(task, turn)).catch_unwind().await;
         fail_point!(AttemptAfter, {});
         self.metrics.in_flight.dec();
         self.attempted(task, report.ok(), start_time)

@@ -69,6 +69,18 @@ impl ErrorKind {
         Self::Internal,
     ];
 
+    /// The kinds that an attempt by mail can end with.
+    pub const OF_MAIL: [Self; 8] = [
+        Self::Dns,
+        Self::Connect,
+        Self::Tls,
+        Self::Timeout,
+        Self::Protocol,
+        Self::Smtp,
+        Self::Configuration,
+        Self::Internal,
+    ];
+
     /// The kind as a label of metrics and logs, for example `address_refused`.
     pub const fn as_str(self) -> &'static str {
         match self {

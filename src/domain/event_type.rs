@@ -93,7 +93,7 @@ impl EventTypeSpec {
                     .add(field, format!("must have at most {limit} bytes, has {}", text.len()));
             }
         }
-        if let Err(error) = mail::check(&self.email_template) {
+        if let Err(error) = mail::check_for(&self.email_template, &self.json_schema) {
             violations.add("event_type.email_template", error.to_string());
         }
         if let Some(policy) = &self.retry_policy {

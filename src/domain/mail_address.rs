@@ -15,7 +15,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::Violations;
+use super::{Violations, mail};
 
 /// Most bytes in an address (RFC 5321, section 4.5.3.1.3, without the angle brackets).
 pub const MAX_ADDRESS_BYTES: usize = 254;
@@ -25,6 +25,8 @@ pub const MAX_LOCAL_BYTES: usize = 64;
 pub const MAX_RECIPIENTS: usize = 100;
 /// Most bytes in one item of a list: a hundred of the longest addresses, each with a name.
 const MAX_ITEM_BYTES: usize = 64 * 1024;
+/// Most characters of a wrong address that are repeated.
+const MAX_QUOTED_CHARS: usize = 100;
 /// What a local part may consist of beside letters, digits and dots (RFC 5322, section 3.2.3).
 const LOCAL_MARKS: &[u8] = b"!#$%&'*+-/=?^_`{|}~";
 /// Last labels of names that lead to this machine, or nowhere (RFC 6761).
@@ -136,7 +138,7 @@ pub fn check_one(text: &str, field: &str, violations: &mut Violations) -> Option
     match MailAddress::parse(text) {
         Ok(address) => Some(address),
         Err(invalid) => {
-            violations.add(field, sentence(invalid));
+            violations.add(field, sentence(text, invalid));
             None
         }
     }
@@ -165,11 +167,12 @@ pub fn check_list(items: &[String], field: &str, violations: &mut Violations) ->
                         addresses.push(address);
                     }
                 }
-                Err(invalid) if is_list => violations.add(
-                    path(),
-                    format!("{} (number {} of the item's list)", sentence(invalid), position + 1),
-                ),
-                Err(invalid) => violations.add(path(), sentence(invalid)),
+                Err(invalid) if is_list => {
+                    let number = position + 1;
+                    let said = sentence(part, invalid);
+                    violations.add(path(), format!("{said} (number {number} of the item's list)"));
+                }
+                Err(invalid) => violations.add(path(), sentence(part, invalid)),
             }
         }
     }
@@ -185,8 +188,12 @@ pub fn check_list(items: &[String], field: &str, violations: &mut Violations) ->
     addresses
 }
 
-fn sentence(invalid: Invalid) -> String {
-    format!("must be an email address such as ops@company.com: it {invalid}")
+/// What is wrong with `text`, which is repeated as far as it can be read: who pastes a list finds it.
+fn sentence(text: &str, invalid: Invalid) -> String {
+    match mail::line(text.trim(), MAX_QUOTED_CHARS).as_str() {
+        "" => format!("must be an email address such as ops@company.com: it {invalid}"),
+        text => format!("must be an email address such as ops@company.com: \"{text}\" {invalid}"),
+    }
 }
 
 /// Control characters, line separators, and marks that change the direction in which text is shown.
@@ -390,7 +397,14 @@ mod tests {
         let fields: Vec<_> = violations.iter().map(|(field, _)| field.as_str()).collect();
         let expected = [1, 2, 3].map(|index| format!("subscription.email.recipients[{index}]"));
         assert_eq!(fields, expected);
-        assert!(violations[1].1.contains("number 2"), "{violations:?}");
+        assert!(violations[0].1.contains("\"nobody\" has no @"), "{violations:?}");
+        let says = &violations[1].1;
+        assert!(says.contains("\"x@localhost\"") && says.contains("number 2"), "{says}");
+        // What is wrong is repeated, and cannot do harm where it is shown.
+        let (_, violations) = list(&[&format!("a\r\nb\u{202e}{}", "c".repeat(5_000))]);
+        let says = &violations[0].1;
+        assert!(says.contains("\"a") && says.chars().count() < 300, "{says}");
+        assert!(!says.chars().any(is_hostile), "{says:?}");
         for items in [&[][..], &[","], &[", ;"]] {
             let (_, violations) = list(items);
             assert_eq!(violations.len(), 1, "{items:?}");

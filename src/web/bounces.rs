@@ -1,10 +1,12 @@
 //! `POST /bounces`, `POST /bounces/sendgrid`: bounces and complaints from mail servers and providers.
 //!
 //! Guarantees: a body is read only as far as there is room for it, and understood only after its
-//! signature was checked; a path whose sender is not configured is not there. Whatever is reported
-//! twice changes nothing the second time, so a sender may try again.
+//! signature was checked; a path whose sender is not configured takes nothing, and says so. Each
+//! sender has room of its own, and who sends slowly holds no more of it than has come. Whatever is
+//! reported twice changes nothing the second time, so a sender may try again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
@@ -12,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Body;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use crate::domain::feedback::webhook::{self, Signed};
 use crate::domain::feedback::{Feedback, Ignored, mail};
@@ -36,12 +39,27 @@ pub(super) enum Sender {
 }
 
 impl Sender {
-    /// Who reports at this path; `None` when nobody is configured there.
-    pub(super) fn at(path: &str, mail: &Mail) -> Option<Self> {
+    /// Who reports at this path.
+    pub(super) fn at(path: &str) -> Option<Self> {
         match path {
-            "/bounces" if mail.secrets.is_some() => Some(Self::Own),
-            "/bounces/sendgrid" if mail.sendgrid_key.is_some() => Some(Self::SendGrid),
+            "/bounces" => Some(Self::Own),
+            "/bounces/sendgrid" => Some(Self::SendGrid),
             _ => None,
+        }
+    }
+
+    const fn is_configured(self, mail: &Mail) -> bool {
+        match self {
+            Self::Own => mail.secrets.is_some(),
+            Self::SendGrid => mail.sendgrid_key.is_some(),
+        }
+    }
+
+    /// The room for bodies of this sender's.
+    const fn room(self, mail: &Mail) -> &Arc<Semaphore> {
+        match self {
+            Self::Own => &mail.own_room,
+            Self::SendGrid => &mail.sendgrid_room,
         }
     }
 
@@ -78,29 +96,35 @@ impl Sender {
         })
     }
 
-    fn read(self, headers: &HeaderMap, body: &[u8]) -> Result<Vec<Option<Feedback>>, Refusal> {
+    fn read(self, headers: &HeaderMap, body: &[u8]) -> Result<Reports, Refusal> {
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type = content_type.unwrap_or_default();
         let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        let one = |message: &[u8]| vec![mail::read(message).ok_or(Ignored::NotAReport)];
         let reports = match (self, media_type.to_ascii_lowercase().as_str()) {
-            (Self::SendGrid, _) => webhook::read_sendgrid(body),
+            (Self::SendGrid, _) => {
+                webhook::read_sendgrid(body).map(|reports| reports.into_iter().map(Ok).collect())
+            }
             (Self::Own, "application/json") => webhook::read_plain(body),
-            (Self::Own, "message/rfc822") => return Ok(vec![mail::read(body)]),
+            (Self::Own, "message/rfc822") => return Ok(one(body)),
             // The header of the request is that of the message.
             (Self::Own, "multipart/report") => {
                 let head = format!("MIME-Version: 1.0\r\nContent-Type: {content_type}\r\n\r\n");
-                return Ok(vec![mail::read(&[head.as_bytes(), body].concat())]);
+                return Ok(one(&[head.as_bytes(), body].concat()));
             }
             _ => return Err(Refusal::MediaType),
         };
-        let reports = reports.map_err(|_| Refusal::Malformed)?;
-        Ok(reports.into_iter().map(Some).collect())
+        reports.map_err(|_| Refusal::Malformed)
     }
 }
+
+/// What was read: reports, and what is none that could have a consequence.
+type Reports = Vec<Result<Feedback, Ignored>>;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refusal {
+    NotConfigured(Sender),
     Signature,
     MediaType,
     Malformed,
@@ -112,6 +136,7 @@ enum Refusal {
 impl Refusal {
     const fn status(self) -> StatusCode {
         match self {
+            Self::NotConfigured(_) => StatusCode::NOT_FOUND,
             Self::Signature => StatusCode::UNAUTHORIZED,
             Self::MediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Malformed => StatusCode::BAD_REQUEST,
@@ -122,6 +147,12 @@ impl Refusal {
 
     const fn message(self) -> &'static str {
         match self {
+            Self::NotConfigured(Sender::Own) => {
+                "this service takes no reports here: its operator has not set bounce-secret-file"
+            }
+            Self::NotConfigured(Sender::SendGrid) => {
+                "this service takes no reports here: its operator has not set sendgrid-key"
+            }
             Self::Signature => "the signature is missing, wrong or too old",
             Self::MediaType => {
                 "the content type must be application/json, message/rfc822 or multipart/report"
@@ -155,6 +186,10 @@ where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    if !sender.is_configured(mail) {
+        let refusal = Refusal::NotConfigured(sender);
+        return json(refusal.status(), &Refused { error: refusal.message() });
+    }
     if *request.method() != Method::POST {
         let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &Refused { error: "use POST" });
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -186,10 +221,12 @@ where
     if !sender.is_signed(&head.headers) {
         return Err(Refusal::Signature);
     }
-    let _room = mail.bodies.try_acquire().map_err(|_| Refusal::Busy)?;
-    let body = body::read(body, MAX_BODY_BYTES).await.map_err(|unread| match unread {
+    let room = sender.room(mail);
+    let read = body::read_into(body, MAX_BODY_BYTES, room).await;
+    let (body, _room) = read.map_err(|unread| match unread {
         Unread::TooLarge => Refusal::TooLarge,
         Unread::Broken => Refusal::Malformed,
+        Unread::NoRoom => Refusal::Busy,
     })?;
     if !sender.verify(&head.headers, &body, mail) {
         return Err(Refusal::Signature);
@@ -202,8 +239,11 @@ where
     Ok(outcomes)
 }
 
-async fn outcome(report: Option<Feedback>, mail: &Mail) -> Result<&'static str, Refusal> {
-    let Some(report) = report else { return Ok("NOT_A_REPORT") };
+async fn outcome(report: Result<Feedback, Ignored>, mail: &Mail) -> Result<&'static str, Refusal> {
+    let report = match report {
+        Ok(report) => report,
+        Err(ignored) => return Ok(named(ignored)),
+    };
     let result = mail.store.take_feedback(&report, None, mail.clock.now()).await;
     let result = result.map_err(|error| {
         tracing::warn!(%error, "a report about mail cannot be stored");
@@ -212,11 +252,17 @@ async fn outcome(report: Option<Feedback>, mail: &Mail) -> Result<&'static str, 
     Ok(match result {
         FeedbackResult::Suppressed(_) => "SUPPRESSED",
         FeedbackResult::Known(_) => "ALREADY_SUPPRESSED",
-        FeedbackResult::Ignored(Ignored::Temporary) => "TEMPORARY",
-        FeedbackResult::Ignored(Ignored::OtherAddress) => "OTHER_ADDRESS",
-        FeedbackResult::Ignored(Ignored::UnknownDelivery) => "UNKNOWN_DELIVERY",
-        FeedbackResult::Ignored(Ignored::NotAReport) => "NOT_A_REPORT",
+        FeedbackResult::Ignored(ignored) => named(ignored),
     })
+}
+
+const fn named(ignored: Ignored) -> &'static str {
+    match ignored {
+        Ignored::Temporary => "TEMPORARY",
+        Ignored::OtherAddress => "OTHER_ADDRESS",
+        Ignored::UnknownDelivery => "UNKNOWN_DELIVERY",
+        Ignored::NotAReport => "NOT_A_REPORT",
+    }
 }
 
 /// Says how many reports came to what; never about whom.

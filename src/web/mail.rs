@@ -9,8 +9,11 @@ use crate::domain::Clock;
 use crate::domain::feedback::webhook::{Secrets, SendGridKey};
 use crate::store::Store;
 
-/// Most bodies of providers that are read at once: each may have some MiB.
-const MAX_BODIES: usize = 8;
+use super::body::UNIT;
+
+/// Room for the bodies of one sender that are read at once, in [`UNIT`]s: 16 MiB, as much as eight of the
+/// largest, or hundreds of common ones.
+const ROOM_UNITS: usize = 16 * 1024 * 1024 / UNIT;
 
 /// Who may report bounces and complaints over HTTP. Nobody by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +52,8 @@ pub struct Mail {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) secrets: Option<Arc<Secrets>>,
     pub(super) sendgrid_key: Option<Arc<SendGridKey>>,
-    pub(super) bodies: Arc<Semaphore>,
+    pub(super) own_room: Arc<Semaphore>,
+    pub(super) sendgrid_room: Arc<Semaphore>,
 }
 
 impl Mail {
@@ -69,8 +73,9 @@ impl Mail {
             }
         };
         let sendgrid_key = config.sendgrid_key.clone().map(Arc::new);
-        let bodies = Arc::new(Semaphore::new(MAX_BODIES));
-        Ok(Self { store, clock, secrets, sendgrid_key, bodies })
+        let room = || Arc::new(Semaphore::new(ROOM_UNITS));
+        let (own_room, sendgrid_room) = (room(), room());
+        Ok(Self { store, clock, secrets, sendgrid_key, own_room, sendgrid_room })
     }
 }
 

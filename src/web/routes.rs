@@ -23,7 +23,7 @@ where
         let token = token.to_owned();
         return unsubscribe::answer(&token, request, mail).await;
     }
-    match bounces::Sender::at(path, mail) {
+    match bounces::Sender::at(path) {
         Some(sender) => bounces::answer(sender, request, mail).await,
         None => pages::answer(&request, facts),
     }

@@ -77,6 +77,7 @@ where
     let body = body.map_err(|unread| match unread {
         body::Unread::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         body::Unread::Broken => StatusCode::BAD_REQUEST,
+        body::Unread::NoRoom => StatusCode::SERVICE_UNAVAILABLE,
     })?;
     wish_of(&content_type, &body).ok_or(StatusCode::BAD_REQUEST)
 }

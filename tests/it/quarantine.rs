@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::support::app::quick_retries;
 use crate::support::make::{Maker, succeeded};
 use crate::support::process::{Served, operator_key};
+use crate::support::smtp::SmtpServer;
 use crate::support::{Client, Database, Receiver, Reply};
 
 const SIGABRT: i32 = 6;
@@ -179,6 +180,59 @@ on_both! {
         }
         // One arrival each: the panic took nobody with it.
         assert_eq!(receiver.requests().len(), NEIGHBOURS);
+        served.kill().await;
+    }
+}
+
+on_both! {
+    /// Mail under suspicion is sent by a process of its own, too; what brings that one down is set apart.
+    async fn mail_is_attempted_apart_and_quarantined_like_the_rest(database: Database) {
+        let smtp = SmtpServer::acting(&[]).await;
+        let key = operator_key(&database).await;
+        let options = ["--smtp-url", smtp.url(), "--mail-from", "Tidings <no-reply@tidings.company.com>"];
+        let mut served = Served::start_in(&database, &options, &[ABORT]).await;
+        let client = Client::connect(&served.endpoint, &key).await;
+        let tenant = client.create_tenant("Acme").await;
+        let channel = proto::EmailChannel { recipients: vec!["ada@company.com".into()], ..Default::default() };
+        let subscription = proto::Subscription {
+            tenant_id: tenant.id.clone(),
+            event_types: vec!["*".into()],
+            channel: Some(proto::subscription::Channel::Email(channel)),
+            ..Default::default()
+        };
+        let request = proto::CreateSubscriptionRequest { subscription: Some(subscription), ..Default::default() };
+        client.subscriptions().create_subscription(request).await.expect("created");
+        let mut events = Vec::new();
+        for event_type in ["user.created", "poison.pill"] {
+            let in_an_hour = std::time::SystemTime::now() + Duration::from_hours(1);
+            let request = proto::EmitRequest {
+                deliver_time: Some(in_an_hour.into()),
+                ..crate::support::app::emit_request(&tenant.id, event_type, "{}")
+            };
+            events.push(client.events().emit(request).await.expect("accepted").into_inner().event_id);
+        }
+        // As if two processes in a row had ended while they had them. Now they are due.
+        database.execute("UPDATE deliveries SET interrupted_count = 2, next_attempt_time = 1").await;
+
+        let sent = client.wait_for_state(&tenant.id, &events[0], DeliveryState::Succeeded).await;
+        assert_eq!((sent.attempt_count, sent.interrupted_count), (1, 0));
+        let attempts = client.attempts(&tenant.id, &sent.id).await;
+        assert_eq!(attempts[0].smtp_reply, "250 2.0.0 Ok: queued as 7");
+        assert_eq!(smtp.given().len(), 1, "once: {:?}", smtp.given());
+        let relay = smtp.url().trim_start_matches("smtp://");
+        let by_service = format!("tidings_mail_attempts_total{{relay=\"{relay}\",result=\"delivered\"}}");
+        assert_eq!(served.metric(&by_service).await, 0, "another process has sent it");
+
+        let failed = client.wait_for_state(&tenant.id, &events[1], DeliveryState::Failed).await;
+        assert_eq!((failed.failure_reason(), failed.recipient.as_str()), (FailureReason::Quarantined, "ada@company.com"));
+        let attempts = client.attempts(&tenant.id, &failed.id).await;
+        assert_eq!((attempts.len(), attempts[0].error_kind()), (1, ErrorKind::Internal));
+        assert_eq!(served.metric("tidings_attempts_fatal_total").await, 1);
+        assert!(served.child.try_wait().expect("asked").is_none(), "the service has outlived it");
+        // The place that it had at the relay is free again.
+        let event = client.emit(&tenant.id, "user.created", "{}").await.event_id;
+        client.wait_for_state(&tenant.id, &event, DeliveryState::Succeeded).await;
+        assert_eq!(served.metric(&format!("tidings_mail_connections_in_use{{relay=\"{relay}\"}}")).await, 0);
         served.kill().await;
     }
 }

@@ -16,6 +16,10 @@ use crate::domain::{Violations, endpoint, labels};
 use super::Subscriptions;
 use super::secrets::{check_kept_secret, check_own_secret, newest_public_key};
 
+/// The warning of who wants mail from a service that has no mail server.
+const NO_MAIL: &str = "No mail can be sent: the service has no relay and sender. Deliveries fail until an \
+                       operator sets smtp-url and mail-from.";
+
 impl Subscriptions {
     pub(super) async fn create(
         &self,
@@ -55,7 +59,15 @@ impl Subscriptions {
         };
         self.0.store.create_subscription(&subscription).await?;
         let shown = self.with_health(&subscription).await?;
+        let is_mail = matches!(subscription.spec.channel, Channel::Email(_));
+        let warnings = if is_mail && !self.0.sends_mail {
+            tracing::warn!(subscription.id = %subscription.id, tenant.id = %tenant_id, "a subscription by mail was created, and no mail can be sent: set smtp-url and mail-from");
+            vec![NO_MAIL.to_owned()]
+        } else {
+            Vec::new()
+        };
         Ok(pb::CreateSubscriptionResponse {
+            warnings,
             signing_public_key: newest_public_key(&shown),
             subscription: Some(shown),
             signing_secret: match subscription.spec.channel {

@@ -44,7 +44,7 @@ pub async fn make() -> io::Result<()> {
     let mut output = io::stdout().lock();
     writeln!(output, "{BEGUN}")?;
     output.flush()?;
-    let attempt = AssertUnwindSafe(channels.attempt(&order.task)).catch_unwind().await;
+    let attempt = AssertUnwindSafe(channels.attempt(&order.task, None)).catch_unwind().await;
     // A panic ends an attempt, not its process: no report.
     output.write_all(&serde_json::to_vec(&attempt.ok())?)?;
     output.flush()
@@ -63,7 +63,9 @@ fn channels(order: &Order) -> Result<Channels, Box<dyn std::error::Error + Send 
     };
     #[expect(clippy::disallowed_methods, reason = "this is where the steady clock comes from")]
     let clock = Arc::new(Since { started: Instant::now(), origin: order.now });
-    let metrics = webhook::Metrics::new(&mut Registry::default());
+    // Nobody reads the metrics of this process.
+    let mut registry = Registry::default();
+    let metrics = webhook::Metrics::new(&mut registry);
     let client = webhook::Client::new(&config, Arc::clone(&clock) as _, metrics)?;
-    Ok(Channels::new(client, email::Mailer::new(&order.email, clock)?))
+    Ok(Channels::new(client, email::Mailer::new(&order.email, clock, &mut registry)?))
 }

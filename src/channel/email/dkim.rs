@@ -47,7 +47,7 @@ const FOLD: usize = 68;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("dkim-key-file {} cannot be read", path.display())]
+    #[error("--dkim-key-file {} cannot be read: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum Error {
     },
     /// The file holds no such key.
     #[error(
-        "dkim-key-file {} must be a PEM file with an RSA private key of 2048 to 4096 bits or an \
+        "--dkim-key-file {} must be a PEM file with an RSA private key of 2048 to 4096 bits or an \
          Ed25519 private key",
         path.display()
     )]

@@ -18,6 +18,7 @@ use super::reply::Verdict;
 use crate::domain::Timestamp;
 use crate::domain::attempt::{ErrorKind, HeaderList, Task};
 use crate::domain::channel::EmailChannel;
+use crate::domain::feedback::webhook::SENDGRID_ARGUMENT;
 use crate::domain::id::DeliveryId;
 use crate::domain::mail::{self, Look, Occasion};
 use crate::domain::mail_address::MailAddress;
@@ -179,14 +180,17 @@ impl Message {
         self.bytes.strip_suffix(b"\r\n").unwrap_or(&self.bytes)
     }
 
+    /// The header by which SendGrid's events name the delivery: of what a reader does it promises
+    /// no Message-ID.
+    pub(super) fn sendgrid_header(&self) -> String {
+        let argument = SENDGRID_ARGUMENT;
+        let id = self.delivery_id;
+        format!("X-SMTPAPI: {{\"unique_args\": {{\"{argument}\": \"{id}\"}}}}\r\n")
+    }
+
     /// Whether the recipient's address has letters beyond ASCII.
     pub(super) fn needs_utf8(&self) -> bool {
         !self.to.to_string().is_ascii()
-    }
-
-    /// The domain that it goes to, in lower case.
-    pub(super) fn recipient_domain(&self) -> &str {
-        self.to.domain()
     }
 
     /// The headers as they are recorded: without the link that unsubscribes.

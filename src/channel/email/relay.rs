@@ -1,4 +1,4 @@
-//! One relay: its pooled sessions, its pace, and whether it is out of order.
+//! One relay: its pooled sessions, its pace, its places, and whether it is out of order.
 //!
 //! Guarantees: no more sessions than configured; a session that saw a problem is not used again,
 //! save after a refusal and a reset; nothing of a message is sent twice in an attempt, except that
@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::ClientConfig;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::Config;
+use super::health::{Health, Sign};
 use super::message::Message;
+use super::metrics::{Counted, OfRelay};
 use super::pace::Pace;
-use super::reply::{Problem, Stage};
+use super::reply::{Problem, Stage, judge};
 use super::server::Address;
 use super::session::Session;
 use crate::domain::{Clock, Timestamp};
@@ -28,8 +31,8 @@ const MAX_MESSAGES: u32 = 90;
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a goodbye or a reset may take.
 const SHORT: Duration = Duration::from_secs(2);
-/// How long a relay that was out of order comes last.
-const OUT_OF_ORDER: Duration = Duration::from_secs(30);
+/// After how long somebody comes again who found no free connection in time.
+const BUSY_AGAIN: Duration = Duration::from_secs(5);
 
 /// A relay.
 pub(super) struct Relay {
@@ -37,87 +40,152 @@ pub(super) struct Relay {
     tls: Arc<ClientConfig>,
     /// What we call ourselves.
     hello: String,
+    /// Its name for operators, and the one for tenants.
+    name: String,
+    shown: String,
     idle: Mutex<Vec<(Session, Timestamp)>>,
-    places: Semaphore,
-    pub(super) pace: Pace,
-    broken_until: Mutex<Option<Timestamp>>,
+    places: Arc<Semaphore>,
+    pace: Pace,
+    health: Health,
+    metrics: OfRelay,
     clock: Arc<dyn Clock>,
 }
 
+/// A place among a relay's connections; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+/// How long a message may take: until its content, and altogether.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) before_content: Duration,
+    pub(super) whole: Duration,
+}
+
+/// A session that did not come to the content, and may be used again.
+type Ended = (Problem, Option<Session>);
+
 impl Relay {
+    /// The relay at `index` of those configured.
     pub(super) fn new(
-        address: Address,
+        (index, address): (usize, &Address),
         tls: Arc<ClientConfig>,
-        hello: String,
-        max_connections: usize,
-        max_rate: f64,
+        config: &Config,
+        metrics: OfRelay,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let hello = config.sender.as_ref().map_or("localhost", |sender| sender.domain());
         Self {
-            address,
+            address: address.clone(),
             tls,
-            hello,
+            hello: hello.to_owned(),
+            name: address.name(),
+            shown: address.shown(index),
             idle: Mutex::default(),
-            places: Semaphore::new(max_connections),
-            pace: Pace::new(max_rate),
-            broken_until: Mutex::default(),
+            places: Arc::new(Semaphore::new(config.max_connections)),
+            pace: Pace::new(config.max_rate),
+            health: Health::default(),
+            metrics,
             clock,
         }
     }
 
-    /// Whether it was out of order a moment ago.
-    pub(super) fn is_broken(&self) -> bool {
-        let until = *self.broken_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| self.clock.now() < until)
+    /// Its name in logs.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
-    fn found(&self, is_working: bool) {
-        let until = (!is_working).then(|| self.clock.now().plus(OUT_OF_ORDER));
-        *self.broken_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    /// Its name as tenants see it.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
     }
 
-    /// Hands a message over within `limit`; the server's reply, or where it ended and why.
+    /// Whether a message may go to it before those that are in order were asked.
+    pub(super) fn takes_messages(&self) -> bool {
+        self.health.takes_messages(self.clock.now())
+    }
+
+    /// Waits for the turn of a message: that of the rate, and a place.
+    ///
+    /// # Errors
+    /// After how long to come again, when it takes longer than `patience`.
+    pub(super) async fn turn(&self, patience: Duration) -> Result<Place, Duration> {
+        let now = self.clock.now();
+        let wait = self.pace.turn("", now, patience)?;
+        tokio::time::sleep(wait).await;
+        let acquired =
+            timeout(patience.saturating_sub(wait), Arc::clone(&self.places).acquire_owned()).await;
+        // The semaphore is never closed.
+        let Ok(Ok(permit)) = acquired else {
+            self.pace.give_back("", now.plus(wait));
+            return Err(BUSY_AGAIN);
+        };
+        Ok(Place { _permit: permit, _counted: self.metrics.taken() })
+    }
+
+    /// Hands a message over, in a place of its own; the server's reply, or where it ended and why.
     pub(super) async fn send(
         &self,
         message: &Message,
-        limit: Duration,
+        _place: Place,
+        limits: Limits,
     ) -> Result<String, (Stage, Problem)> {
+        let started = self.clock.now();
         let mut stage = Stage::Connect;
-        let sent = timeout(limit, self.hand_over(message, &mut stage)).await;
-        let sent = sent.unwrap_or(Err(Problem::Timeout));
-        if sent.is_ok() || stage >= Stage::Recipient {
-            self.found(true);
-        } else {
-            self.found(false);
-        }
+        let prepared = timeout(limits.before_content, self.prepared(message, &mut stage)).await;
+        let sent = match prepared {
+            Ok(Ok(mut session)) => {
+                stage = Stage::Content;
+                let left = limits.whole.saturating_sub(self.clock.now().since(started));
+                match timeout(left, session.content(message)).await {
+                    Ok(ended) => self.end(session, ended).await,
+                    // The session ends with its connection.
+                    Err(_) => Err(Problem::Timeout),
+                }
+            }
+            Ok(Err((problem, Some(session)))) => self.end(session, Err(problem)).await,
+            Ok(Err((problem, None))) => Err(problem),
+            Err(_) => Err(Problem::Timeout),
+        };
+        self.tell(stage, sent.as_ref().err(), self.clock.now().since(started));
         sent.map_err(|problem| (stage, problem))
     }
 
-    async fn hand_over(&self, message: &Message, stage: &mut Stage) -> Result<String, Problem> {
-        // The semaphore is never closed.
-        let _place = self.places.acquire().await.map_err(|_| Problem::Connection)?;
+    /// Notes what an attempt says about the relay.
+    fn tell(&self, stage: Stage, problem: Option<&Problem>, duration: Duration) {
+        let failure = problem.and_then(|problem| judge(stage, problem).failure);
+        self.metrics.observe(failure.map(|failure| failure.kind), duration);
+        let sign = Sign::of(stage, problem);
+        self.health.note(sign, self.clock.now());
+        match sign {
+            Sign::Works => self.metrics.show_order(true),
+            Sign::OutOfOrder => self.metrics.show_order(false),
+            Sign::None => {}
+        }
+    }
+
+    /// A session that waits for the message's content.
+    async fn prepared(&self, message: &Message, stage: &mut Stage) -> Result<Session, Ended> {
         if let Some(mut session) = self.pooled().await {
-            match self.try_session(&mut session, message, stage).await {
+            match session.prepare(message, stage).await {
+                Ok(()) => return Ok(session),
                 // It had ended while nobody used it; nothing of the message was taken.
-                Err(Problem::Connection) if *stage < Stage::Content => {}
-                Err(Problem::Refused(reply)) if reply.code == 421 && *stage < Stage::Content => {}
-                ended => return self.end(session, ended).await,
+                Err(Problem::Connection) => {}
+                Err(Problem::Refused(reply)) if reply.code == 421 => {}
+                Err(problem) => return Err((problem, Some(session))),
             }
         }
         let opening = Session::open(&self.address, &self.tls, &self.hello, stage);
-        let session = timeout(OPEN_TIMEOUT, opening).await;
-        let mut session = session.unwrap_or(Err(Problem::Timeout))?;
-        let ended = self.try_session(&mut session, message, stage).await;
-        self.end(session, ended).await
-    }
-
-    async fn try_session(
-        &self,
-        session: &mut Session,
-        message: &Message,
-        stage: &mut Stage,
-    ) -> Result<String, Problem> {
-        session.send(message, stage).await
+        let opened = timeout(OPEN_TIMEOUT, opening).await.unwrap_or(Err(Problem::Timeout));
+        let mut session = opened.map_err(|problem| (problem, None))?;
+        session.count(self.metrics.opened());
+        match session.prepare(message, stage).await {
+            Ok(()) => Ok(session),
+            Err(problem) => Err((problem, Some(session))),
+        }
     }
 
     /// A session that waits for work, and lives as far as one can tell.

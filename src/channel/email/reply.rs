@@ -107,6 +107,8 @@ pub(super) struct Verdict {
     pub(super) outcome: Outcome,
     /// The last reply; empty for none.
     pub(super) reply: String,
+    /// The relay that it is about, as tenants see it; empty for none.
+    pub(super) relay: String,
     pub(super) failure: Option<Failure>,
 }
 
@@ -114,7 +116,7 @@ const RETRY: Outcome = Outcome::Retry { retry_after: None };
 
 impl Verdict {
     pub(super) fn delivered(reply: String) -> Self {
-        Self { outcome: Outcome::Delivered, reply, failure: None }
+        Self { outcome: Outcome::Delivered, reply, relay: String::new(), failure: None }
     }
 
     /// Our configuration is to blame; nobody's address.
@@ -122,6 +124,7 @@ impl Verdict {
         Self {
             outcome: RETRY,
             reply: String::new(),
+            relay: String::new(),
             failure: failure(ErrorKind::Configuration, message),
         }
     }
@@ -129,7 +132,21 @@ impl Verdict {
     /// It will never work, and no server was asked.
     pub(super) fn permanent(kind: ErrorKind, message: &str) -> Self {
         let outcome = Outcome::Permanent;
-        Self { outcome, reply: String::new(), failure: failure(kind, message) }
+        Self {
+            outcome,
+            reply: String::new(),
+            relay: String::new(),
+            failure: failure(kind, message),
+        }
+    }
+
+    /// What came of it by way of `relay`: said where it failed, too.
+    pub(super) fn by(mut self, relay: &str) -> Self {
+        if let Some(failure) = &mut self.failure {
+            failure.message = format!("{} The relay: {relay}.", failure.message);
+        }
+        relay.clone_into(&mut self.relay);
+        self
     }
 
     /// Its turn is too far away.
@@ -155,12 +172,18 @@ pub(super) fn judge(stage: Stage, problem: &Problem) -> Verdict {
     let failed = |kind, message: &str| Verdict {
         outcome: RETRY,
         reply: String::new(),
+        relay: String::new(),
         failure: failure(kind, message),
     };
     match problem {
         Problem::Refused(reply) => {
             let (outcome, kind, message) = refused(stage, reply);
-            Verdict { outcome, reply: reply.shown(), failure: failure(kind, message) }
+            Verdict {
+                outcome,
+                reply: reply.shown(),
+                relay: String::new(),
+                failure: failure(kind, message),
+            }
         }
         Problem::Timeout => failed(ErrorKind::Timeout, "The mail server did not answer in time."),
         Problem::Tls => failed(

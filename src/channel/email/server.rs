@@ -13,6 +13,9 @@ const SUBMISSION_PORT: u16 = 587;
 /// The port for submission with TLS from the first byte (RFC 8314).
 const SUBMISSIONS_PORT: u16 = 465;
 
+/// Below this domain are SendGrid's relays.
+const SENDGRID: &str = "sendgrid.net";
+
 /// A relay, or a folder that messages are written to.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -38,6 +41,24 @@ pub(super) struct Address {
     pub(super) port: u16,
     pub(super) security: Security,
     pub(super) credentials: Option<(String, String)>,
+    /// Whether it is SendGrid's, which has arguments of a message in a header of its own.
+    pub(super) is_sendgrid: bool,
+}
+
+impl Address {
+    /// The relay in logs and metrics: without credentials.
+    pub(super) fn name(&self) -> String {
+        let is_ipv6 = self.host.contains(':');
+        let host = if is_ipv6 { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("{host}:{}", self.port)
+    }
+
+    /// The relay, the one at `index` of those configured, as tenants see it: no address of a network
+    /// leaves the service.
+    pub(super) fn shown(&self, index: usize) -> String {
+        let is_named = self.host.contains('.') && self.host.parse::<IpAddr>().is_err();
+        if is_named { self.host.clone() } else { format!("relay {}", index + 1) }
+    }
 }
 
 /// How a connection is encrypted.
@@ -55,7 +76,8 @@ pub(super) enum Security {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "smtp://user:password@host:port (encrypted by STARTTLS, except on loopback), \
-     smtps://user:password@host:port or file:///folder"
+     smtps://user:password@host:port or file:///folder; ?starttls=required and ?provider=sendgrid may \
+     follow"
 )]
 pub struct InvalidServer;
 
@@ -113,11 +135,16 @@ fn address(url: &Url) -> Option<Address> {
         Host::Ipv4(address) => address.to_string(),
         Host::Ipv6(address) => address.to_string(),
     };
-    let wants_starttls = match url.query() {
-        None => false,
-        Some("starttls=required") => true,
-        Some(_) => return None,
-    };
+    let mut wants_starttls = false;
+    // Who relays to SendGrid from a server of its own says so.
+    let mut is_sendgrid = host == SENDGRID || host.ends_with(&format!(".{SENDGRID}"));
+    for part in url.query().into_iter().flat_map(|query| query.split('&')) {
+        match part {
+            "starttls=required" => wants_starttls = true,
+            "provider=sendgrid" => is_sendgrid = true,
+            _ => return None,
+        }
+    }
     let security = match url.scheme() {
         "smtps" if wants_starttls => return None,
         "smtps" => Security::Tls,
@@ -131,7 +158,7 @@ fn address(url: &Url) -> Option<Address> {
         ("", Some(_)) | (_, None) => return None,
         (user, Some(password)) => Some((decoded(user)?, decoded(password)?)),
     };
-    (port != 0).then_some(Address { host, port, security, credentials })
+    (port != 0).then_some(Address { host, port, security, credentials, is_sendgrid })
 }
 
 /// Whether what is sent to the host does not leave this machine.
@@ -186,6 +213,28 @@ mod tests {
             assert_eq!((address.port, address.security), (port, security), "{url}");
         }
         assert_eq!(read("smtp://[::1]:1").host, "::1");
+    }
+
+    #[test]
+    fn relays_have_names_without_credentials_and_tenants_see_no_address() {
+        for (url, name, shown, is_sendgrid) in [
+            ("smtp://a:b@mail.company.com", "mail.company.com:587", "mail.company.com", false),
+            ("smtps://[::1]", "[::1]:465", "relay 3", false),
+            ("smtp://10.0.0.7:25", "10.0.0.7:25", "relay 3", false),
+            ("smtp://localhost:25?provider=sendgrid", "localhost:25", "relay 3", true),
+            ("smtps://smtp.sendgrid.net", "smtp.sendgrid.net:465", "smtp.sendgrid.net", true),
+            ("smtp://mysendgrid.net", "mysendgrid.net:587", "mysendgrid.net", false),
+        ] {
+            let address = read(url);
+            assert_eq!(
+                (address.name().as_str(), address.shown(2).as_str()),
+                (name, shown),
+                "{url}"
+            );
+            assert_eq!(address.is_sendgrid, is_sendgrid, "{url}");
+        }
+        let both = read("smtp://localhost?starttls=required&provider=sendgrid");
+        assert!(both.is_sendgrid && both.security == Security::StartTls);
     }
 
     #[test]

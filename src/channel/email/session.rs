@@ -1,5 +1,6 @@
 //! Speaks SMTP over a connection: logs in, and hands messages over.
 
+use std::io;
 use std::sync::Arc;
 
 use lettre::transport::smtp::Error;
@@ -10,6 +11,7 @@ use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use rustls::ClientConfig;
 
 use super::message::Message;
+use super::metrics::Counted;
 use super::reply::{Problem, Reply, Stage};
 use super::server::Address;
 use super::stream;
@@ -19,6 +21,10 @@ pub(super) struct Session {
     connection: AsyncSmtpConnection,
     /// Messages that were handed over.
     pub(super) sent: u32,
+    /// Whether the relay has arguments of a message in a header of its own.
+    is_sendgrid: bool,
+    /// Held while the connection is open.
+    counted: Option<Counted>,
 }
 
 impl Session {
@@ -46,15 +52,20 @@ impl Session {
                 problem => problem,
             })?;
         }
-        Ok(Self { connection, sent: 0 })
+        Ok(Self { connection, sent: 0, is_sendgrid: address.is_sendgrid, counted: None })
     }
 
-    /// Hands a message over. The server's reply when it took it.
-    pub(super) async fn send(
+    /// Has it count as an open connection.
+    pub(super) fn count(&mut self, counted: Counted) {
+        self.counted = Some(counted);
+    }
+
+    /// Announces a message; its content comes next.
+    pub(super) async fn prepare(
         &mut self,
         message: &Message,
         stage: &mut Stage,
-    ) -> Result<String, Problem> {
+    ) -> Result<(), Problem> {
         let connection = &mut self.connection;
         let mut parameters = Vec::new();
         if message.needs_utf8() {
@@ -73,8 +84,20 @@ impl Session {
         connection.command(recipient).await.map_err(|error| problem(&error))?;
         *stage = Stage::Data;
         connection.command(Data).await.map_err(|error| problem(&error))?;
-        *stage = Stage::Content;
-        let reply = connection.message(message.wire()).await.map_err(|error| problem(&error))?;
+        Ok(())
+    }
+
+    /// Hands the content of an announced message over. The server's reply when it took it.
+    pub(super) async fn content(&mut self, message: &Message) -> Result<String, Problem> {
+        let wire = message.wire();
+        let sent = if self.is_sendgrid {
+            // Not signed: SendGrid takes it out.
+            let content = [message.sendgrid_header().as_bytes(), wire].concat();
+            self.connection.message(&content).await
+        } else {
+            self.connection.message(wire).await
+        };
+        let reply = sent.map_err(|error| problem(&error))?;
         self.sent += 1;
         let text = reply.message().collect::<Vec<_>>().join(" ");
         let code = reply.code().to_string().parse().unwrap_or(250);
@@ -116,5 +139,10 @@ fn problem(error: &Error) -> Problem {
         let is_end = text.is_some_and(|text| text == "incomplete response");
         return if is_end { Problem::Connection } else { Problem::Protocol };
     }
-    Problem::Connection
+    let source = std::error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
+    match source.map(io::Error::kind) {
+        // The reply had no end.
+        Some(io::ErrorKind::InvalidData) => Problem::Protocol,
+        _ => Problem::Connection,
+    }
 }

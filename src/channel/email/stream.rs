@@ -1,8 +1,9 @@
 //! A connection to a relay, up to where SMTP in earnest begins.
 //!
-//! lettre speaks SMTP; the connection is opened here, because three things must hold that it leaves
+//! lettre speaks SMTP; the connection is opened here, because four things must hold that it leaves
 //! open: small writes go out at once (its last two would otherwise wait for a delayed ACK), nothing
-//! that came in the clear is believed after STARTTLS, and one TLS configuration counts everywhere.
+//! that came in the clear is believed after STARTTLS, one TLS configuration counts everywhere, and a
+//! reply is bounded (lettre looks at a line's length when it has all of it).
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,6 +24,9 @@ use super::server::{Address, Security};
 
 /// Most bytes of a reply before TLS: a greeting, a list of extensions.
 const MAX_CLEAR_REPLY_BYTES: usize = 16 * 1024;
+/// Most bytes that are read until something is sent again: replies to one command, the longest of which
+/// lists extensions.
+const MAX_REPLY_BYTES: usize = 64 * 1024;
 /// What lettre reads in place of the greeting, which was read before TLS.
 const GREETED: &[u8] = b"220 ready\r\n";
 
@@ -32,6 +36,8 @@ pub(super) struct Stream {
     /// What is to be read before anything else.
     first: &'static [u8],
     socket: Socket,
+    /// Bytes that were read since something was sent.
+    read: usize,
 }
 
 #[derive(Debug)]
@@ -58,7 +64,7 @@ pub(super) async fn connect(
             (GREETED, secured(tcp, address, tls).await?)
         }
     };
-    Ok(Stream { first, socket })
+    Ok(Stream { first, socket, read: 0 })
 }
 
 async fn tcp(address: &Address) -> Result<TcpStream, Problem> {
@@ -166,10 +172,16 @@ impl AsyncRead for Stream {
             self.first = later;
             return Poll::Ready(Ok(()));
         }
-        match &mut self.socket {
+        let before = buffer.filled().len();
+        let polled = match &mut self.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
             Socket::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+        };
+        self.read += buffer.filled().len() - before;
+        if self.read > MAX_REPLY_BYTES {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
+        polled
     }
 }
 
@@ -179,6 +191,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.read = 0;
         match &mut self.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
             Socket::Tls(tls) => Pin::new(tls).poll_write(context, bytes),

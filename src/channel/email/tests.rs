@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -37,14 +38,20 @@ impl Clock for Steady {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "this is where a test's clock comes from")]
 fn mailer(urls: &[String]) -> Mailer {
-    let config = Config {
+    with(urls, |_| {})
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is where a test's clock comes from")]
+fn with(urls: &[String], change: impl FnOnce(&mut Config)) -> Mailer {
+    let mut config = Config {
         servers: urls.iter().map(|url| url.parse().expect("a server")).collect(),
         sender: Some("Tidings <no-reply@tidings.company.com>".parse().expect("a sender")),
         ..Config::default()
     };
-    Mailer::new(&config, Arc::new(Steady(Instant::now()))).expect("a mailer")
+    change(&mut config);
+    Mailer::new(&config, Arc::new(Steady(Instant::now())), &mut Registry::default())
+        .expect("a mailer")
 }
 
 fn task() -> Task {
@@ -101,9 +108,15 @@ fn task() -> Task {
     }
 }
 
+/// Waits for a turn, and makes the attempt in it.
+async fn in_turn(mailer: &Mailer, task: &Task) -> Report {
+    let turn = mailer.turn(task).await.expect("a turn");
+    mailer.attempt(task, &EmailChannel::default(), Some(turn)).await
+}
+
 async fn attempt(mailer: &Mailer, task: &Task) -> Report {
     let settings = EmailChannel::default();
-    let attempt = mailer.attempt(task, &settings);
+    let attempt = mailer.attempt(task, &settings, None);
     tokio::time::timeout(PATIENCE, attempt).await.expect("an attempt ends")
 }
 
@@ -236,6 +249,94 @@ async fn sessions_are_used_again_and_bounded() {
 }
 
 #[tokio::test]
+async fn a_turn_is_waited_for_before_the_attempt_or_not_had() {
+    let (url, relay) = server(&[Act::Hold(CONTENT)]).await;
+    let mailer = with(&[url], |config| config.max_connections = 1);
+    let task = task();
+    let (mut first, mut second) = (Box::pin(in_turn(&mailer, &task)), Box::pin(mailer.turn(&task)));
+    tokio::select! {
+        _ = &mut first => panic!("it is held"),
+        () = relay.wait_for_command(CONTENT) => {}
+    }
+    assert!(second.as_mut().now_or_never().is_none(), "the only place is taken");
+    relay.go_on();
+    assert_eq!(first.await.outcome, Outcome::Delivered);
+    let held = second.await.expect("its turn");
+    // No more than one has a place.
+    let again = mailer.turn(&task).await.expect_err("the only place is taken");
+    assert!(again >= Duration::from_secs(1), "{again:?}");
+    drop(held);
+    assert!(mailer.turn(&task).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_turn_that_is_too_far_away_is_told() {
+    let (url, _relay) = server(&[]).await;
+    let mailer = with(&[url], |config| config.max_domain_rate = 0.1);
+    let task = task();
+    assert_eq!(in_turn(&mailer, &task).await.outcome, Outcome::Delivered);
+    let again = mailer.turn(&task).await.expect_err("ten seconds");
+    assert!((8..=10).contains(&again.as_secs()), "{again:?}");
+    let behind = mailer.turn(&task).await.expect_err("twenty seconds");
+    assert!((18..=20).contains(&behind.as_secs()), "{behind:?}");
+    let elsewhere = Task { recipient: "ada@elsewhere.com".into(), ..task.clone() };
+    assert!(mailer.turn(&elsewhere).await.is_ok(), "another domain's turn is its own");
+    // Who asks for an attempt now is told so in the attempt.
+    let report = attempt(&mailer, &task).await;
+    let Outcome::Retry { retry_after: Some(_) } = report.outcome else { panic!("{report:?}") };
+}
+
+#[tokio::test]
+async fn a_relay_that_hangs_is_passed_over_and_the_next_time_not_asked() {
+    let (first, hanging) = server(&[Act::Hang("EHLO"), Act::Hang("EHLO")]).await;
+    let (second, relay) = server(&[]).await;
+    let mailer = mailer(&[first, second]);
+    let report = in_turn(&mailer, &task()).await;
+    assert_eq!(report.outcome, Outcome::Delivered);
+    assert_eq!(report.response_headers, [("Relay".to_owned(), "relay 2".to_owned())]);
+    assert_eq!(hanging.commands(GREETING).len(), 1);
+    let report = in_turn(&mailer, &task()).await;
+    assert_eq!((report.outcome, seen(&relay).0.len()), (Outcome::Delivered, 2));
+    assert!(report.duration < Duration::from_secs(5), "{:?}", report.duration);
+    assert_eq!(hanging.commands(GREETING).len(), 1, "it is spared");
+}
+
+#[tokio::test]
+async fn an_answer_without_an_end_is_not_read_to_it() {
+    for at in [GREETING, "EHLO", "MAIL", "RCPT", "DATA", CONTENT] {
+        let (url, _relay) = server(&[Act::Flood(at)]).await;
+        let report = attempt(&mailer(&[url]), &task()).await;
+        assert_eq!((&report.outcome, told(&report)), (&RETRY, Some(ErrorKind::Protocol)), "{at}");
+        assert!(report.duration < Duration::from_secs(5), "{at}: {:?}", report.duration);
+    }
+}
+
+#[tokio::test]
+async fn failures_name_the_relay() {
+    let (url, _relay) = server(&[Act::Say("RCPT", "550 5.1.1 no such user")]).await;
+    let report = attempt(&mailer(&[url]), &task()).await;
+    assert_eq!(report.smtp_reply, "550 5.1.1 no such user", "the reply stays as it was");
+    let message = report.failure.expect("told").message;
+    assert_eq!(message, "There is no such address. The relay: relay 1.");
+    assert_eq!(report.response_headers, [("Relay".to_owned(), "relay 1".to_owned())]);
+}
+
+#[tokio::test]
+async fn sendgrid_is_told_the_delivery_and_nobody_else() {
+    let (url, relay) = server(&[]).await;
+    let task = task();
+    attempt(&mailer(&[format!("{url}?provider=sendgrid")]), &task).await;
+    attempt(&mailer(&[url]), &task).await;
+    let (messages, _) = seen(&relay);
+    let header = format!(
+        "X-SMTPAPI: {{\"unique_args\": {{\"tidings_delivery_id\": \"{}\"}}}}\r\n",
+        task.delivery_id
+    );
+    assert_eq!(messages[0], format!("{header}{}", messages[1]));
+    assert!(!messages[1].contains("X-SMTPAPI"));
+}
+
+#[tokio::test]
 async fn nothing_is_sent_in_the_clear_where_encryption_is_enforced() {
     let (url, relay) = server(&[]).await;
     let report = attempt(&mailer(&[format!("{url}?starttls=required")]), &task()).await;
@@ -257,6 +358,10 @@ async fn a_folder_has_the_message_whole() {
     assert_eq!(report.outcome, Outcome::Delivered);
     let name = format!("{}.eml", task.delivery_id);
     let path = folder.path().join("mail").join(&name);
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&path).expect("a file").permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600, "it is for nobody else on the machine");
     assert!(std::fs::read_to_string(path).expect("a file").contains("Message-ID: <dlv_"));
     assert_eq!(report.smtp_reply, format!("250 written to {name}"));
 }

@@ -9,14 +9,14 @@ use std::time::Duration;
 use super::super::Error;
 use super::super::output::{Output, Style, table, time};
 use super::ledger::{Ledger, failures, has_ended};
-use super::scene::{PARTS, SCENES};
+use super::scene::{PARTS, Part, SCENES};
 use crate::api::proto::{Delivery, DeliveryState};
 use crate::domain::Timestamp;
 
 /// The columns' widths: with gaps and margin 79, so that 80 columns suffice. A terminal that is
 /// narrower sees the left part.
 const EVENT_WIDTH: usize = 17;
-const CELL_WIDTH: usize = 13;
+const CELL_WIDTH: usize = 10;
 /// More failures than this are told by their number.
 const MAX_MARKS: usize = 4;
 /// How to read the table.
@@ -32,12 +32,21 @@ pub(super) struct Board {
     drawn: usize,
     start: Timestamp,
     subscriptions: [String; 4],
+    /// The id under which the tenant's contact gets its mail.
+    contact: String,
     events: Vec<String>,
 }
 
+/// What the column of the contact's mail is called.
+const CONTACT: &str = "contact";
+
 impl Board {
     /// A table without events.
-    pub(super) fn new(output: Output, subscriptions: &[(String, String); 4]) -> Self {
+    pub(super) fn new(
+        output: Output,
+        subscriptions: &[(String, String); 4],
+        contact: String,
+    ) -> Self {
         // Heading, events, and what stands below them.
         let lines = SCENES.len() + 5;
         Self {
@@ -46,6 +55,7 @@ impl Board {
             drawn: 0,
             start: time::now(),
             subscriptions: subscriptions.clone().map(|(id, _)| id),
+            contact,
             events: Vec::new(),
         }
     }
@@ -60,6 +70,13 @@ impl Board {
         &self.events
     }
 
+    /// The columns: name, subscription, and the part of a webhook's.
+    fn columns(&self) -> impl Iterator<Item = (&'static str, &str, Option<&'static Part>)> {
+        let webhooks = PARTS.iter().zip(&self.subscriptions);
+        let webhooks = webhooks.map(|(part, id)| (part.name, id.as_str(), Some(part)));
+        webhooks.chain(std::iter::once((CONTACT, self.contact.as_str(), None)))
+    }
+
     /// The id of a part's subscription.
     pub(super) fn subscription(&self, part: usize) -> &str {
         &self.subscriptions[part]
@@ -70,15 +87,20 @@ impl Board {
     /// # Errors
     /// When nobody reads.
     pub(super) fn tell(&self, delivery: &Delivery) -> Result<(), Error> {
-        let number = self.subscriptions.iter().position(|id| *id == delivery.subscription_id);
-        let (false, Some(number)) = (self.is_live, number) else {
+        let column = self.columns().find(|(_, id, _)| *id == delivery.subscription_id);
+        let (false, Some((name, _, part))) = (self.is_live, column) else {
             return Ok(());
         };
         if delivery.attempt_count == 0 || delivery.state() == DeliveryState::Delivering {
             return Ok(());
         }
         let elapsed = format!("+{:.3} s", time::now().since(self.start).as_secs_f64());
-        let status = delivery.last_attempt.as_ref().map_or(0, |attempt| attempt.http_status);
+        let attempt = delivery.last_attempt.as_ref();
+        let status = match part {
+            Some(_) => attempt.map_or(0, |attempt| attempt.http_status).to_string(),
+            // Where mail goes here: a folder.
+            None => "file".to_owned(),
+        };
         let answer = format!("attempt {} → {status}", delivery.attempt_count);
         let (style, word) = match delivery.state() {
             DeliveryState::Succeeded => (Style::Good, "SUCCEEDED"),
@@ -89,7 +111,7 @@ impl Board {
             "  {}  {} → {}  {}  {}",
             table::fit(&elapsed, 9),
             table::fit(&delivery.event_type, EVENT_WIDTH),
-            table::fit(PARTS[number].name, 6),
+            table::fit(name, 7),
             table::fit(&answer, 15),
             self.output.paint(style, word)
         ))
@@ -147,9 +169,9 @@ impl Board {
 
     fn lines(&self, ledger: &Ledger) -> Vec<String> {
         let mut heading = format!("  {}", table::fit("EVENT", EVENT_WIDTH));
-        for part in &PARTS {
+        for (name, ..) in self.columns() {
             heading.push_str("  ");
-            heading.push_str(&table::fit(&part.name.to_uppercase(), CELL_WIDTH));
+            heading.push_str(&table::fit(&name.to_uppercase(), CELL_WIDTH));
         }
         let mut lines = vec![self.output.paint(Style::Strong, heading.trim_end())];
         for (index, scene) in SCENES.iter().enumerate() {
@@ -158,9 +180,10 @@ impl Board {
             if event_id.is_none() {
                 line = self.output.paint(Style::Dim, &line);
             }
-            for (part, subscription_id) in PARTS.iter().zip(&self.subscriptions) {
+            for (_, subscription_id, part) in self.columns() {
                 let delivery = event_id.and_then(|id| ledger.get(id, subscription_id));
-                let cell = Cell::of(delivery, event_id.is_some() && part.wants(scene.event_type));
+                let is_wanted = part.is_none_or(|part| part.wants(scene.event_type));
+                let cell = Cell::of(delivery, event_id.is_some() && is_wanted);
                 line.push_str("  ");
                 line.push_str(&cell.render(self.output));
             }
@@ -209,7 +232,7 @@ impl Cell {
             DeliveryState::Succeeded => time::coarse(took(delivery)),
             DeliveryState::Scheduled if delivery.attempt_count > 0 => "retry".to_owned(),
             DeliveryState::Scheduled | DeliveryState::Delivering => "…".to_owned(),
-            _ => "gave up".to_owned(),
+            _ => "failed".to_owned(),
         };
         let style = match has_ended(delivery) {
             true if has_succeeded => Style::Plain,
@@ -263,19 +286,19 @@ mod tests {
         };
         let output = Output::new(Options::default());
         let text = Cell::of(Some(&delivery), true).render(output);
-        assert_eq!(text, "✗✗✓ 634 ms   ");
+        assert_eq!(text, "✗✗✓ 634 ms");
         let failed = Delivery {
             state: DeliveryState::Failed.into(),
             attempt_count: 3,
             ..Delivery::default()
         };
-        assert_eq!(Cell::of(Some(&failed), true).render(output), "✗✗✗ gave up  ");
+        assert_eq!(Cell::of(Some(&failed), true).render(output), "✗✗✗ failed");
         assert_eq!(Cell::of(None, false).render(output).trim(), "·");
     }
 
     #[test]
     fn the_table_fits_into_80_columns() {
-        let board = Board::new(Output::new(Options::default()), &Default::default());
+        let board = Board::new(Output::new(Options::default()), &Default::default(), String::new());
         for line in board.lines(&Ledger::default()) {
             assert!(table::width(&line) < 80, "{line}");
         }

@@ -118,7 +118,9 @@ async fn play(args: &Args, output: Output, stage: &Stage) -> Result<(), Error> {
     introduce(output, stage, &cast)?;
 
     let mut changes = Changes::watch(&client).await?;
-    let (mut board, mut ledger) = (Board::new(output, &subscriptions), Ledger::default());
+    let contact = contact_id(&cast.tenant.id)?;
+    let mut board = Board::new(output, &subscriptions, contact.clone());
+    let mut ledger = Ledger::default();
     // A trace of our own, as an application would have one; it need not be secret.
     let seed = start.as_micros().unsigned_abs() ^ u64::from(std::process::id());
     let trace = TraceContext::root(&mut StdRng::seed_from_u64(seed));
@@ -130,7 +132,7 @@ async fn play(args: &Args, output: Output, stage: &Stage) -> Result<(), Error> {
     }
 
     let forged_status = receivers.forge(time::now()).await?;
-    let mail = Mail { folder: &stage.folder, subscription_id: contact_id(&cast.tenant.id)? };
+    let mail = Mail { folder: &stage.folder, subscription_id: contact };
     let report = Report {
         board: &board,
         ledger: &ledger,

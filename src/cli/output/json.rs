@@ -156,6 +156,7 @@ messages! {
     proto::ListEventTypesResponse { event_types: List, next_page_token: Plain }
     proto::CreateSubscriptionResponse {
         subscription: Nested, signing_secret: Plain, signing_public_key: Plain,
+        warnings: Plain,
     }
     proto::GetSubscriptionResponse { subscription: Nested }
     proto::UpdateSubscriptionResponse { subscription: Nested }

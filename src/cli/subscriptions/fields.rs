@@ -84,11 +84,23 @@ struct MailFields {
 }
 
 /// Flags that only requests have.
-const OF_REQUESTS: [&str; 6] =
-    ["url", "signatures", "signature_header", "stripe_signature_header", "format", "headers"];
+const OF_REQUESTS: [&str; 9] = [
+    "url",
+    "signatures",
+    "signature_header",
+    "stripe_signature_header",
+    "format",
+    "headers",
+    "timeout",
+    "max_in_flight",
+    "max_requests_per_second",
+];
+/// Flags that only messages have.
+pub(super) const OF_MAIL: [&str; 5] =
+    ["recipients", "template", "reply_to", "digest", "max_per_hour"];
 
 /// Reads a file with a template.
-fn read_template(path: &str) -> Result<String, String> {
+pub(crate) fn read_template(path: &str) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
@@ -217,6 +229,23 @@ mod tests {
         let Some(Channel::Webhook(webhook)) = subscription.channel else { panic!("no webhook") };
         assert_eq!(webhook.stripe_signature_header, "X-B");
         assert_eq!(webhook.signatures, [5, 2]);
+    }
+
+    #[test]
+    fn what_only_requests_have_is_refused_beside_mail() {
+        for flags in [
+            ["--timeout", "5s"],
+            ["--max-in-flight", "2"],
+            ["--max-requests-per-second", "2"],
+            ["--url", "https://company.com/"],
+            ["--format", "flat"],
+        ] {
+            for mail in [["--email", "a@example.com"], ["--reply-to", "a@example.com"]] {
+                let command = Fields::augment_args(Command::new("test").no_binary_name(true));
+                let error = command.try_get_matches_from([mail, flags].concat()).unwrap_err();
+                assert!(error.to_string().contains(flags[0]), "{error}");
+            }
+        }
     }
 
     #[test]

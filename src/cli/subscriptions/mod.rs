@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use fields::Fields;
+pub(crate) use fields::read_template;
 
 use super::Error;
 use super::attempt;
@@ -109,7 +110,8 @@ enum Command {
         #[command(flatten)]
         fields: Box<Fields>,
         /// A signing secret of your own; otherwise one is made
-        #[arg(long, value_name = "SECRET", default_value = "", hide_default_value = true)]
+        #[arg(long, value_name = "SECRET", default_value = "", hide_default_value = true,
+            conflicts_with_all = fields::OF_MAIL)]
         secret: String,
     },
     /// Change what is given, and leave the rest; the defaults below are those of `create`
@@ -240,7 +242,11 @@ impl Session {
         self.output.message(&response, |output, r| {
             shown(output, r.subscription.as_ref())?;
             show_secret(output, &r.signing_secret)?;
-            show_public_key(output, &r.signing_public_key)
+            show_public_key(output, &r.signing_public_key)?;
+            for warning in &r.warnings {
+                output.note(&format!("warning: {warning}"));
+            }
+            Ok(())
         })
     }
 

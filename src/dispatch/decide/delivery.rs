@@ -55,6 +55,12 @@ pub fn given_back(delivery: Delivery, event: &Event, now: Timestamp) -> Delivery
     Delivery { next_attempt_time: Some(due), ..delivery }
 }
 
+/// The delivery as it waits on for so long, without an attempt.
+pub fn postponed(delivery: Delivery, wait: Duration, now: Timestamp) -> Delivery {
+    let delivery = ended_without_attempt(delivery, State::Scheduled, None, now);
+    Delivery { next_attempt_time: Some(now.plus(wait)), ..delivery }
+}
+
 /// The delivery in a state that it comes to without an attempt.
 pub fn ended_without_attempt(
     delivery: Delivery,

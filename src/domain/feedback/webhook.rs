@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use serde::Deserialize;
 
-use super::{Feedback, Kind, delivery_of_message_id, kind_of_status};
+use super::{Feedback, Ignored, Kind, delivery_of_message_id, kind_of_status};
 use crate::domain::Timestamp;
 use crate::domain::channel::SignatureScheme;
 use crate::domain::id::DeliveryId;
@@ -168,11 +168,12 @@ fn reports<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<Vec<T>, Unreadable
     if reports.len() > MAX_REPORTS { Err(Unreadable::TooMany) } else { Ok(reports) }
 }
 
-/// Reads a body of our own form: one object, or an array of them.
+/// Reads a body of our own form: one object, or an array of them. A report of a message that is none of
+/// ours has no consequence: the operator's server sends others, too.
 ///
 /// # Errors
 /// When it is not of that form.
-pub fn read_plain(body: &[u8]) -> Result<Vec<Feedback>, Unreadable> {
+pub fn read_plain(body: &[u8]) -> Result<Vec<Result<Feedback, Ignored>>, Unreadable> {
     let plain: Vec<Plain> = reports(body)?;
     let read = plain.into_iter().map(|plain| {
         let kind = match plain.kind {
@@ -185,11 +186,10 @@ pub fn read_plain(body: &[u8]) -> Result<Vec<Feedback>, Unreadable> {
         let named = named.into_iter().find(|text| !text.is_empty());
         let delivery_id = named.map(|text| delivery_of_message_id(text)).unwrap_or_default();
         if named.is_some() && delivery_id.is_none() {
-            // A message that is none of ours: the operator's server sends others, too.
-            return of(Kind::Delay, "", "");
+            return Err(Ignored::UnknownDelivery);
         }
         let said = format!("{} {}", plain.status, plain.detail);
-        Feedback { delivery_id, ..of(kind, &plain.address, &said) }
+        Ok(Feedback { delivery_id, ..of(kind, &plain.address, &said) })
     });
     Ok(read.collect())
 }
@@ -210,7 +210,7 @@ fn of(kind: Kind, address: &str, said: &str) -> Feedback {
 }
 
 /// The argument of a message by which SendGrid's events name its delivery.
-const SENDGRID_ARGUMENT: &str = "tidings_delivery_id";
+pub const SENDGRID_ARGUMENT: &str = "tidings_delivery_id";
 
 /// One event of SendGrid's. A map, because any sender's own arguments stand among its fields: what is
 /// of another type than it should be is as good as not there, and spoils nothing else in the request.
@@ -320,7 +320,8 @@ mod tests {
         let one = format!(
             r#"{{"kind":"bounce","delivery_id":"{DELIVERY}","status":"5.1.1","detail":"no such user"}}"#
         );
-        let read = read_plain(one.as_bytes()).unwrap();
+        let read: Result<Vec<_>, _> = read_plain(one.as_bytes()).unwrap().into_iter().collect();
+        let read = read.unwrap();
         assert_eq!((read.len(), read[0].kind), (1, Kind::Bounce));
         assert_eq!(read[0].detail, "5.1.1 no such user");
         let many = format!(
@@ -330,10 +331,14 @@ mod tests {
                 {{"kind":"bounce","message_id":"<somebody-elses@m.com>","address":"a@b.com"}}]"#
         );
         let read = read_plain(many.as_bytes()).unwrap();
-        let kinds: Vec<_> = read.iter().map(|feedback| feedback.kind).collect();
-        assert_eq!(kinds, [Kind::Bounce, Kind::Delay, Kind::Complaint, Kind::Delay]);
-        assert!(read[..3].iter().all(|feedback| feedback.delivery_id.is_some()));
-        assert_eq!(read[0].addresses[0].key(), "a@b.com");
+        let kinds: Vec<_> = read
+            .iter()
+            .map(|one| one.as_ref().map(|feedback| feedback.kind).map_err(|it| *it))
+            .collect();
+        let ours = [Ok(Kind::Bounce), Ok(Kind::Delay), Ok(Kind::Complaint)];
+        assert_eq!(kinds, [&ours[..], &[Err(Ignored::UnknownDelivery)]].concat());
+        assert!(read[..3].iter().flatten().all(|feedback| feedback.delivery_id.is_some()));
+        assert_eq!(read[0].as_ref().unwrap().addresses[0].key(), "a@b.com");
         for wrong in
             ["", "x", "1", "{}", r#"{"kind":"x"}"#, r#"{"kind":"bounce","adress":"a@b.com"}"#]
         {

@@ -13,6 +13,7 @@ mod clean;
 mod document;
 mod engine;
 mod look;
+mod names;
 mod syntax;
 mod template;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use super::tenant::Tenant;
 
 pub use clean::{line, one_line};
 pub use look::{InvalidLook, Look};
-pub use template::{Error, MAX_TEMPLATE_BYTES, check};
+pub use template::{Error, MAX_TEMPLATE_BYTES, check, check_for};
 
 use document::Document;
 
@@ -96,5 +97,6 @@ pub fn render(occasion: Occasion<'_>, template: &str) -> Result<Rendered, Error>
 /// # Errors
 /// What is wrong with the template, or with it and this event together.
 pub fn preview(occasion: Occasion<'_>, template: &str) -> Result<Content, Error> {
+    check(template)?;
     template::render(&Document::of(occasion), template)
 }

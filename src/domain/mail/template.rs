@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use minijinja::{Environment, context, value::Value};
+use minijinja::{Environment, ErrorKind, context, value::Value};
 
 use super::document::Document;
 use super::engine::{Bounded, ENGINE, OWN};
-use super::syntax::{self, Part};
-use super::{Content, MAX_SUBJECT_CHARS, clean};
+use super::syntax::{self, Blocks, Part};
+use super::{Content, MAX_SUBJECT_CHARS, clean, names};
 
 /// Most bytes in a template's source.
 pub const MAX_TEMPLATE_BYTES: usize = 32 * 1024;
@@ -15,6 +15,9 @@ pub const MAX_TEMPLATE_BYTES: usize = 32 * 1024;
 const MAX_PART_BYTES: usize = 96 * 1024;
 /// The same for our own, which are bounded by the document.
 const MAX_OWN_PART_BYTES: usize = 1024 * 1024;
+
+/// Most characters of what is said of a template.
+const MAX_MESSAGE_CHARS: usize = 300;
 
 /// What is wrong with a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +39,7 @@ impl Error {
             None => kind,
         };
         let line = line + error.line().unwrap_or(1).max(1) - 1;
-        Self { line, message: clean::line(&message, 300) }
+        Self { line, message: clean::line(&message, MAX_MESSAGE_CHARS) }
     }
 }
 
@@ -48,11 +51,32 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Says what is wrong with a template, whatever event it will be used for.
+/// Says what is wrong with a template, whatever event it will be used for: also names that there never
+/// are. What its events' data have cannot be known.
 ///
 /// # Errors
 /// A sentence for whoever wrote it.
 pub fn check(source: &str) -> Result<(), Error> {
+    check_names(source, None)
+}
+
+/// The same for the template of an event type, whose payloads satisfy a JSON Schema: one that lists all
+/// fields says which there never are. An empty schema says nothing.
+///
+/// # Errors
+/// A sentence for whoever wrote it.
+pub fn check_for(source: &str, json_schema: &str) -> Result<(), Error> {
+    check_names(source, names::fields_of(json_schema).as_deref())
+}
+
+fn check_names(source: &str, fields: Option<&[String]>) -> Result<(), Error> {
+    let blocks = checked(source)?;
+    let mut parts = [blocks.subject, blocks.text, blocks.html].into_iter().flatten();
+    parts.try_for_each(|part| names::check(part, fields))
+}
+
+/// The blocks of a template that is bounded and can be compiled.
+fn checked(source: &str) -> Result<Blocks<'_>, Error> {
     if source.len() > MAX_TEMPLATE_BYTES {
         let has = source.len();
         let message = format!("must have at most {MAX_TEMPLATE_BYTES} bytes, has {has}");
@@ -70,13 +94,12 @@ pub fn check(source: &str) -> Result<(), Error> {
             compiled.map_err(|error| Error::at(part.line, &error))?;
         }
     }
-    Ok(())
+    Ok(blocks)
 }
 
 /// The mail that `source` makes of `document`; the blocks that it lacks are the built-in ones.
 pub(super) fn render(document: &Document<'_>, source: &str) -> Result<Content, Error> {
-    check(source)?;
-    let blocks = syntax::blocks(source)?;
+    let blocks = checked(source)?;
     let own = OWN.as_ref().map_err(|error| Error::at(1, error))?;
     let document = Value::from_serialize(document);
     let subject = match blocks.subject {
@@ -115,7 +138,19 @@ fn theirs(name: &str, part: Part<'_>, document: &Value) -> Result<String, Error>
     let at = |error: minijinja::Error| Error::at(part.line, &error);
     let template = ENGINE.template_from_named_str(name, part.source).map_err(at)?;
     let mut out = Bounded::new(MAX_PART_BYTES);
-    template.render_captured_to(document, &mut out).map_err(|error| too_large(at(error)))?;
+    template.render_captured_to(document, &mut out).map_err(|error| {
+        if error.kind() != ErrorKind::UndefinedError {
+            return too_large(at(error));
+        }
+        let line = error.line().unwrap_or(1).max(1);
+        match names::absent(part, line, document) {
+            Some(path) => {
+                let message = format!("undefined value: there is no {path}");
+                Error::new(part.line + line - 1, &clean::line(&message, MAX_MESSAGE_CHARS))
+            }
+            None => at(error),
+        }
+    })?;
     Ok(out.into_text())
 }
 

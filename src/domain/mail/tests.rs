@@ -255,10 +255,17 @@ fn templates_replace_what_they_have() {
 #[test]
 fn a_template_is_strict_and_says_where_it_is_wrong() {
     for (inner, says) in [
-        ("{{ data.nothing }}", "line 1: undefined value"),
+        ("{{ data.nothing }}", "line 1: undefined value: there is no data.nothing"),
+        ("{{ data.a }}\n{{ data['b'].c }}", "line 2: undefined value: there is no data.b"),
+        ("{% if data.x %}{% else %}{{ data.y.z }}{% endif %}", "there is no data.y"),
+        ("{{ data.x|default('') }}{{ event.labels.team }}", "there is no event.labels.team"),
+        ("{% for row in rows %}{{ row.nme }}{% endfor %}", "there is no row.nme"),
         ("\n\n{{ data.a.b.c }}", "line 3: "),
         ("{{ data }}", "a list or a map cannot be printed"),
-        ("{{ nobody }}", "undefined value"),
+        ("{{ nobody }}", "undefined value: there is no nobody; there are data, "),
+        ("\n{{ event.name }}", "line 2: undefined value: there is no event.name; there are id, "),
+        ("{% for a in data.l %}{{ a.b }}{{ b }}{% endfor %}", "there is no b;"),
+        ("{% for k, v in data.m|items %}{{ k }}{{ loop.last }}{% endfor %}{{ v }}", "no v;"),
         ("{{ data.a|date }}", "value is not a string"),
         ("{{ 'x'|date }}", "only an RFC 3339 time"),
         ("{{ '2026-12-01T09:30:00Z'|date('%!') }}", "the date's format is wrong"),
@@ -270,6 +277,13 @@ fn a_template_is_strict_and_says_where_it_is_wrong() {
         let error = subject(inner, r#"{"a":1}"#).expect_err(inner);
         assert!(error.contains(says), "{inner}: {error}");
     }
+    // What is known before there is an event is said before there is one.
+    for inner in ["{{ nobody }}", "{{ tenant.id }}", "{% if nobody is defined %}a{% endif %}"] {
+        let template = format!("{{% block text %}}{inner}{{% endblock %}}");
+        assert!(check(&template).expect_err(inner).to_string().contains("there is no "), "{inner}");
+    }
+    check("{% block text %}{% for k, v in data|items %}{{ k }}{{ v }}{{ loop.index }}{% endfor %}{% endblock %}")
+        .expect("names of loops");
     for (template, says) in [
         ("Hello", "text must stand in one of the blocks"),
         ("{{ title }}", "must stand in one of the blocks"),
@@ -369,11 +383,61 @@ fn loops_end_by_fuel_and_output_by_its_limit() {
 }
 
 #[test]
+fn a_schema_that_lists_all_fields_says_which_are_never_there() {
+    let closed = r#"{"type":"object","properties":{"amount":{},"customer":{"type":"object"}},"additionalProperties":false}"#;
+    let open = r#"{"properties":{"amount":{}}}"#;
+    let patterns =
+        r#"{"properties":{},"additionalProperties":false,"patternProperties":{"^x-":{}}}"#;
+    let template = |inner: &str| format!("{{% block text %}}\n{inner}{{% endblock %}}");
+    for inner in ["{{ data.amount }}", "{{ data.customer.name }}", "{{ data.x|default('') }}"] {
+        check_for(&template(inner), closed).expect(inner);
+    }
+    let misspelt = template("{{ data.amont }}");
+    let error = check_for(&misspelt, closed).expect_err("misspelt").to_string();
+    assert_eq!(
+        error,
+        "line 2: undefined value: there is no data.amont; there are amount, customer"
+    );
+    for schema in [open, patterns, "", "true", "not JSON"] {
+        check_for(&misspelt, schema).expect(schema);
+    }
+}
+
+#[test]
+fn the_names_are_those_of_the_document() {
+    let seen = with(&event(INVOICE), |occasion| {
+        let document = serde_json::to_value(document::Document::of(occasion)).expect("a document");
+        let fields = document.as_object().expect("fields").clone();
+        fields.into_iter().map(|(name, value)| {
+            let of: Vec<_> = match (name.as_str(), value) {
+                ("data", _) => Vec::new(),
+                (_, serde_json::Value::Object(of)) => {
+                    of.into_iter().map(|(name, _)| name).collect()
+                }
+                _ => Vec::new(),
+            };
+            (name, of)
+        })
+    });
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    let seen: BTreeMap<_, _> = seen.map(|(name, of)| (name, sorted(of))).collect();
+    let said = names::SEEN.iter().map(|(name, of)| {
+        let of = of.iter().map(ToString::to_string).collect();
+        ((*name).to_owned(), sorted(of))
+    });
+    assert_eq!(said.collect::<BTreeMap<_, _>>(), seen);
+}
+
+#[test]
 fn a_template_that_fails_costs_its_looks_only() {
     let template = "{% block subject %}{{ data.nothing }}{% endblock %}";
     let rendered = with(&event(INVOICE), |occasion| render(occasion, template).expect("built-in"));
     assert_eq!(rendered.content, mail(INVOICE));
-    assert!(rendered.template_error.expect("told").starts_with("line 1: undefined"));
+    let told = rendered.template_error.expect("told");
+    assert_eq!(told, "line 1: undefined value: there is no data.nothing");
 }
 
 #[test]

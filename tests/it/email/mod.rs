@@ -3,6 +3,7 @@
 mod foreign;
 mod hostile;
 mod outcomes;
+mod relays;
 mod rpcs;
 
 use std::time::Duration;

@@ -2,11 +2,11 @@
 
 use tidings::api::proto::{DeliveryState, ErrorKind, FailureReason};
 
-use super::{by_way_of, channel, only, settled, start, subscribed};
+use super::{by_mail, by_way_of, channel, create, only, settled, start, subscribed};
 use crate::support::Database;
 use crate::support::smtp::{Act, CONTENT, GREETING, SmtpServer};
 
-use Act::{Drop, Hang, Say};
+use Act::{Drop, Flood, Hang, Say};
 
 const DATA: &str = r#"{"amount":"12.30","message":"Grüße\r\n.\r\nan alle"}"#;
 
@@ -20,6 +20,7 @@ on_both! {
             (Say(GREETING, "421 4.3.2 busy"), ErrorKind::Smtp, "421 4.3.2 busy", 0),
             (Drop(GREETING), ErrorKind::Protocol, "", 0),
             (Drop("DATA"), ErrorKind::Protocol, "", 0),
+            (Flood("RCPT"), ErrorKind::Protocol, "", 0),
             (Drop(CONTENT), ErrorKind::Protocol, "", 1),
         ] {
             let server = SmtpServer::acting(&[act]).await;
@@ -203,7 +204,11 @@ on_both! {
 on_both! {
     async fn without_a_relay_mail_waits_and_the_attempt_says_what_to_set(database: Database) {
         let app = start(database, tidings::channel::email::Config::default()).await;
-        let (tenant, _) = subscribed(&app, channel(&["ada@company.com"])).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        // Whoever subscribes hears of it before there is anything to deliver.
+        let created = create(&app.operator, by_mail(&tenant.id, channel(&["ada@company.com"]))).await.expect("created");
+        let [warning] = created.warnings.as_slice() else { panic!("one warning: {created:?}") };
+        assert!(warning.contains("smtp-url and mail-from"), "{warning}");
         let event = app.operator.emit(&tenant.id, "billing.paid", DATA).await;
         let (delivery, attempts) = only(&app, &tenant.id, &event.event_id).await;
         // Its policy has five retries: nobody has set anything meanwhile.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 /// The command that stands for the content and its end.
@@ -21,11 +22,16 @@ pub(crate) enum Act {
     Drop(&'static str),
     /// Says nothing for ever.
     Hang(&'static str),
+    /// Begins an answer that has no end.
+    Flood(&'static str),
+    /// Says nothing until it is let go on, then what it should.
+    Hold(&'static str),
 }
 
 impl Act {
     fn is_at(self, command: &str) -> bool {
-        let (Self::Say(at, _) | Self::Drop(at) | Self::Hang(at)) = self;
+        let (Self::Say(at, _) | Self::Drop(at) | Self::Hang(at) | Self::Flood(at) | Self::Hold(at)) =
+            self;
         command.starts_with(at)
     }
 }
@@ -41,11 +47,11 @@ pub(crate) struct Given {
     pub(crate) content: String,
 }
 
-#[derive(Default)]
 struct Shared {
     acts: Vec<Act>,
     given: Vec<Given>,
     commands: Vec<String>,
+    held: Arc<Semaphore>,
 }
 
 /// The server; it ends when it is dropped.
@@ -66,7 +72,12 @@ impl SmtpServer {
     pub(crate) async fn acting(acts: &[Act]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("smtp://{}", listener.local_addr().expect("an address"));
-        let shared = Arc::new(Mutex::new(Shared { acts: acts.to_vec(), ..Shared::default() }));
+        let shared = Arc::new(Mutex::new(Shared {
+            acts: acts.to_vec(),
+            held: Arc::new(Semaphore::new(0)),
+            given: Vec::new(),
+            commands: Vec::new(),
+        }));
         let served = Arc::clone(&shared);
         let task = tokio::spawn(async move {
             let mut sessions = tokio::task::JoinSet::new();
@@ -75,6 +86,22 @@ impl SmtpServer {
             }
         });
         Self { url, shared, task: task.abort_handle() }
+    }
+
+    /// Lets everything go on that is held.
+    pub(crate) fn go_on(&self) {
+        self.shared.lock().expect("lock").held.close();
+    }
+
+    /// Waits until a command came that begins so.
+    pub(crate) async fn wait_for_command(&self, beginning: &str) {
+        for _ in 0..6_000 {
+            if !self.commands(beginning).is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{beginning} was expected");
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -126,12 +153,23 @@ async fn serve(socket: TcpStream, shared: Arc<Mutex<Shared>>) -> Option<()> {
             let mut shared = shared.lock().expect("lock");
             shared.commands.push(command.clone());
             let at = shared.acts.iter().position(|act| act.is_at(&command));
-            at.map(|at| shared.acts.remove(at))
+            at.map(|at| (shared.acts.remove(at), Arc::clone(&shared.held)))
+        };
+        let act = match act {
+            Some((Act::Hold(_), held)) => {
+                // Closed when it is to go on.
+                let _ = held.acquire().await;
+                None
+            }
+            act => act.map(|(act, _)| act),
         };
         let answer = match (act, command.split([' ', ':']).next().unwrap_or_default()) {
             (Some(Act::Say(_, answer)), _) => answer,
             (Some(Act::Drop(_)), _) => return None,
-            (Some(Act::Hang(_)), _) => std::future::pending().await,
+            (Some(Act::Flood(_)), _) => loop {
+                write.write_all(&[b'2'; 4 * 1024]).await.ok()?;
+            },
+            (Some(Act::Hang(_) | Act::Hold(_)), _) => std::future::pending().await,
             (None, GREETING) => "220 mail.company.com ESMTP",
             (None, "EHLO") => "250-mail.company.com\r\n250 8BITMIME",
             (None, "MAIL") => {
