@@ -196,19 +196,19 @@ on_both! {
 
 on_both! {
     async fn a_flask_receiver_refuses_a_wrong_secret(database: Database) {
-        a_wrong_secret_is_refused(database, FLASK).await;
+        Box::pin(a_wrong_secret_is_refused(database, FLASK)).await;
     }
 }
 
 on_both! {
     async fn an_express_receiver_refuses_a_wrong_secret(database: Database) {
-        a_wrong_secret_is_refused(database, EXPRESS).await;
+        Box::pin(a_wrong_secret_is_refused(database, EXPRESS)).await;
     }
 }
 
 on_both! {
     async fn a_go_receiver_refuses_a_wrong_secret(database: Database) {
-        a_wrong_secret_is_refused(database, GO).await;
+        Box::pin(a_wrong_secret_is_refused(database, GO)).await;
     }
 }
 
