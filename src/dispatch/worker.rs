@@ -246,8 +246,10 @@ impl Worker {
         turn: &Turn,
         permit: &Permit,
     ) -> bool {
-        let gate = self.gate(delivery.subscription_id, subscription, self.shared.clock.now());
-        matches!(turn, Turn::Attempt(_)) && may_attempt(&permit.place, gate)
+        let id = delivery.subscription_id;
+        let gate = self.gate(id, subscription, self.shared.clock.now());
+        let awaits_probe = self.shared.endpoints.awaits_probe(id);
+        matches!(turn, Turn::Attempt(_)) && may_attempt(&permit.place, gate, awaits_probe)
     }
 }
 

@@ -424,9 +424,11 @@ impl World {
             if let Some((state, reason)) = verdict(&job.delivery, subscription.as_deref(), now) {
                 ended_without_attempt(job.delivery.clone(), state, reason, now)
             } else {
-                let gate = self.nodes[node].known.gate(of.id, subscription.as_deref(), now);
+                let known = &self.nodes[node].known;
+                let gate = known.gate(of.id, subscription.as_deref(), now);
+                let awaits_probe = known.awaits_probe(of.id);
                 let Some(subscription) = subscription.clone() else { return };
-                if has_place && may_attempt(&job.permit.place, gate) {
+                if has_place && may_attempt(&job.permit.place, gate, awaits_probe) {
                     return self.attempt(node, worker, job, subscription);
                 }
                 say!(self, "node {node}: gives {} back", job.delivery.id);
