@@ -67,6 +67,11 @@ impl Endpoints {
         self.read().rate(subscription)
     }
 
+    /// See [`Known::awaits_probe`].
+    pub(super) fn awaits_probe(&self, id: SubscriptionId) -> bool {
+        self.read().awaits_probe(id)
+    }
+
     /// See [`Known::awaits_success`].
     pub(super) fn awaits_success(&self, id: SubscriptionId) -> bool {
         self.read().awaits_success(id)

@@ -200,8 +200,9 @@ impl Queue {
         let id = first.delivery.subscription_id;
         let mut next = Some(first);
         while let Some(job) = next {
+            // The lane has others for it.
+            let Some((job, turn)) = self.turn(job).await else { return };
             let subscription = job.catalog.subscription(id).cloned();
-            let turn = self.turn(&job, subscription.as_deref()).await;
             let is_digest = subscription.as_ref().is_some_and(|it| it.digest().is_some());
             let further = match turn {
                 Turn::Attempt(_) if is_digest => self.0.worker.rest_of_digest(&self, &job).await,
@@ -216,16 +217,18 @@ impl Queue {
         }
     }
 
-    /// Waits until an attempt may begin, or no longer makes sense.
-    async fn turn(&self, job: &Job, subscription: Option<&Subscription>) -> Turn {
+    /// Waits until an attempt may begin, or no longer makes sense. Nothing comes of it when the lane may
+    /// have fewer workers by then: the job waits again, and the worker has to go.
+    async fn turn(&self, mut job: Job) -> Option<(Job, Turn)> {
         let id = job.delivery.subscription_id;
-        let rate = self.0.worker.rate(subscription);
         loop {
             let now = self.0.worker.clock().now();
+            let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
             let allowed = self.0.worker.allowed(id, subscription);
+            let rate = self.0.worker.rate(subscription);
             let next_start = rate.and_then(|_| self.0.lock().next_start(id));
             match lanes::turn(&job.permit.place, allowed, next_start, now) {
-                lanes::Turn::GiveBack => return Turn::GiveBack,
+                lanes::Turn::GiveBack => return Some((job, Turn::GiveBack)),
                 lanes::Turn::Wait(start) => {
                     tokio::time::sleep(start.since(now)).await;
                     continue;
@@ -233,10 +236,31 @@ impl Queue {
                 lanes::Turn::Ask => {}
             }
             let slot = self.0.in_flight.acquire(job.delivery.tenant_id, id).await;
+            // That may have taken long: what holds is what is true now.
+            self.0.worker.refresh(&mut job).await;
+            job = self.keep(job)?;
+            let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
+            let rate = self.0.worker.rate(subscription);
             if rate.is_none_or(|rate| self.take_start(id, rate)) {
-                return Turn::Attempt(slot);
+                return Some((job, Turn::Attempt(slot)));
             }
         }
+    }
+
+    /// The job, unless its worker has to go.
+    fn keep(&self, job: Job) -> Option<Job> {
+        let id = job.delivery.subscription_id;
+        let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
+        let allowed = self.0.worker.allowed(id, subscription);
+        let mut lanes = self.0.lock();
+        if !lanes.is_surplus(&job.permit.place, allowed) {
+            return Some(job);
+        }
+        let let_go = lanes.put_back(job, |job| &job.permit.place);
+        // Its permit locks the lanes again.
+        drop(lanes);
+        drop(let_go);
+        None
     }
 
     fn take_start(&self, id: SubscriptionId, rate: f64) -> bool {

@@ -91,8 +91,8 @@ impl Worker {
     }
 
     /// Brings one delivery a step further, and with it those that go out in the same message.
-    pub(super) async fn run(&self, first: Job, further: Vec<Job>, turn: Turn) {
-        let Some(catalog) = self.settings(&first).await else { return };
+    pub(super) async fn run(&self, mut first: Job, further: Vec<Job>, turn: Turn) {
+        let Some(catalog) = self.settings(&mut first).await else { return };
         let subscription = catalog.subscription(first.delivery.subscription_id).cloned();
         let may_attempt =
             self.may_attempt(&first.delivery, subscription.as_deref(), &turn, &first.permit);
@@ -132,29 +132,33 @@ impl Worker {
     }
 
     /// The tenant's settings, not older than they may be; `None` when the lease has run out.
-    async fn settings(&self, job: &Job) -> Option<Catalog> {
+    async fn settings(&self, job: &mut Job) -> Option<Catalog> {
         let now = self.shared.clock.now();
         if !self.shared.lease.tenure().covers(job.permit.node(), now) {
             tracing::warn!(delivery.id = %job.delivery.id, "the lease of the delivery has run out; it is left to others");
             return None;
         }
-        let tenant_id = job.delivery.tenant_id;
-        if now.since(job.settings_time) > MAX_SETTINGS_AGE
-            || job.settings_seen != self.shared.store.settings_seen()
-        {
-            let tenants = [tenant_id];
-            let current = self.shared.catalog.current(&self.shared.store, &tenants);
-            match Box::pin(current).await {
-                Ok(mut current) => {
-                    if let Some(current) = current.remove(&tenant_id) {
-                        return Some(current);
-                    }
-                }
-                // The settings of a second ago still serve.
-                Err(error) => tracing::debug!(%error, "settings could not be read anew"),
-            }
-        }
+        self.refresh(job).await;
         Some(job.catalog.clone())
+    }
+
+    /// Reads the job's settings anew when they are older than they may be.
+    pub(super) async fn refresh(&self, job: &mut Job) {
+        let (now, seen) = (self.shared.clock.now(), self.shared.store.settings_seen());
+        if now.since(job.settings_time) <= MAX_SETTINGS_AGE && job.settings_seen == seen {
+            return;
+        }
+        let tenants = [job.delivery.tenant_id];
+        let current = self.shared.catalog.current(&self.shared.store, &tenants);
+        match Box::pin(current).await {
+            Ok(mut current) => {
+                if let Some(current) = current.remove(&job.delivery.tenant_id) {
+                    (job.catalog, job.settings_time, job.settings_seen) = (current, now, seen);
+                }
+            }
+            // The settings of a second ago still serve.
+            Err(error) => tracing::debug!(%error, "settings could not be read anew"),
+        }
     }
 
     /// Makes one attempt for all of `jobs`, and records it for each.
@@ -242,8 +246,10 @@ impl Worker {
         turn: &Turn,
         permit: &Permit,
     ) -> bool {
-        let gate = self.gate(delivery.subscription_id, subscription, self.shared.clock.now());
-        matches!(turn, Turn::Attempt(_)) && may_attempt(&permit.place, gate)
+        let id = delivery.subscription_id;
+        let gate = self.gate(id, subscription, self.shared.clock.now());
+        let awaits_probe = self.shared.endpoints.awaits_probe(id);
+        matches!(turn, Turn::Attempt(_)) && may_attempt(&permit.place, gate, awaits_probe)
     }
 }
 

@@ -107,6 +107,13 @@ impl World {
         let pause = health.row.health.slow.map(|slow| slow.until).max(health.wish);
         if job.permit.place.is_probe() {
             self.note(Fired::Probe);
+            // One that was taken before the breaker opened again is not early, but late: it goes
+            // unless its node has heard of that.
+            let is_late = job.delivery.update_time < opened_at
+                && open_since.is_some_and(|since| since >= self.nodes[node].look_time);
+            if is_late {
+                return None;
+            }
             let last = self.requests.probes.insert(of, (episode, database_now));
             let shortest = policy.first_cool_down.mul_f64(0.89);
             let since = last.filter(|last| last.0 == episode).map_or(opened_at, |last| last.1);

@@ -25,7 +25,7 @@ use tidings::domain::retry::RetryPolicy;
 use tidings::domain::subscription::Subscription;
 use tidings::store::{Ended, HealthChange, LateResult, ManualClaim, Observed};
 
-use super::database::{Leased, reference};
+use super::database::{Database, Leased, reference};
 use super::faults::Fired;
 use super::node::{
     Batch, Claiming, Clock, Finished, Giving, Job, Manual, Node, Permit, Worker, owner,
@@ -358,16 +358,39 @@ impl World {
 
     fn has_place(&mut self, node: usize, worker: u64) {
         let now = self.clock(node);
-        let own = &mut self.nodes[node];
-        let Some(Worker::Waits(job)) = own.workers.get(&worker) else { return };
-        let id = job.delivery.subscription_id;
-        let rate = own.known.rate(job.subscription.as_deref());
+        let is_reachable = self.is_reachable();
+        let Self { nodes, database, .. } = self;
+        let own = &mut nodes[node];
+        let Some(Worker::Waits(job)) = own.workers.get_mut(&worker) else { return };
+        if is_reachable {
+            refresh(job, database, now);
+        }
+        let (id, owner) = (job.delivery.subscription_id, owner(&job.delivery));
+        let subscription = job.subscription.as_deref();
+        let allowed = own.known.allowed(id, subscription, now);
+        let rate = own.known.rate(subscription);
+        if own.lanes.borrow().is_surplus(&job.permit.place, allowed) {
+            self.stand_back(node, worker);
+            self.nodes[node].places.give_back(owner);
+            return self.give_places(node);
+        }
         if rate.is_none_or(|rate| own.lanes.borrow_mut().take_start(id, rate, now)) {
             return self.run(node, worker, true);
         }
-        own.places.give_back(owner(&job.delivery));
+        own.places.give_back(owner);
         self.give_places(node);
         self.turn(node, worker);
+    }
+
+    /// A worker goes, since its lane has too many; its job waits again.
+    fn stand_back(&mut self, node: usize, worker: u64) {
+        let own = &mut self.nodes[node];
+        let Some(Worker::Waits(job)) = own.workers.remove(&worker) else { return };
+        say!(self, "node {node}: lets {} wait again", job.delivery.id);
+        let own = &self.nodes[node];
+        let let_go = own.lanes.borrow_mut().put_back(job, |job| &job.permit.place);
+        drop(let_go);
+        self.note(Fired::StoodBack);
     }
 
     fn give_places(&mut self, node: usize) {
@@ -393,17 +416,19 @@ impl World {
                 of.id,
             );
         }
-        if now.since(job.settings_time) > MAX_SETTINGS_AGE && self.is_reachable() {
-            job.subscription = self.database.subscription(of);
+        if self.is_reachable() {
+            refresh(&mut job, &self.database, now);
         }
         let subscription = job.subscription.clone();
         let after =
             if let Some((state, reason)) = verdict(&job.delivery, subscription.as_deref(), now) {
                 ended_without_attempt(job.delivery.clone(), state, reason, now)
             } else {
-                let gate = self.nodes[node].known.gate(of.id, subscription.as_deref(), now);
+                let known = &self.nodes[node].known;
+                let gate = known.gate(of.id, subscription.as_deref(), now);
+                let awaits_probe = known.awaits_probe(of.id);
                 let Some(subscription) = subscription.clone() else { return };
-                if has_place && may_attempt(&job.permit.place, gate) {
+                if has_place && may_attempt(&job.permit.place, gate, awaits_probe) {
                     return self.attempt(node, worker, job, subscription);
                 }
                 say!(self, "node {node}: gives {} back", job.delivery.id);
@@ -651,5 +676,13 @@ impl World {
             None => Request::ManualLate { attempt, now },
         };
         self.send(node, request);
+    }
+}
+
+/// What the product's `Worker::refresh` does, when the database answers.
+fn refresh(job: &mut Job, database: &Database, now: Timestamp) {
+    if now.since(job.settings_time) > MAX_SETTINGS_AGE {
+        job.subscription = database.subscription(reference(&job.delivery));
+        job.settings_time = now;
     }
 }

@@ -74,6 +74,8 @@ pub(crate) enum Fired {
     Duplicate,
     /// A delivery waited for the place of an attempt.
     WaitedForPlace,
+    /// A worker had its turn when its lane had more workers than it may have by then.
+    StoodBack,
     /// A delivery was born due, and there was no place in the queue for it.
     NoPlace,
     /// Check: the sum of attempts over all replicas was held to the limit.
@@ -89,7 +91,7 @@ pub(crate) enum Fired {
 }
 
 impl Fired {
-    pub(crate) const ALL: [Self; 41] = [
+    pub(crate) const ALL: [Self; 42] = [
         Self::Crash,
         Self::ShortStall,
         Self::LongStall,
@@ -125,6 +127,7 @@ impl Fired {
         Self::Disabled,
         Self::Duplicate,
         Self::WaitedForPlace,
+        Self::StoodBack,
         Self::NoPlace,
         Self::CheckedInFlight,
         Self::CheckedRate,

@@ -38,9 +38,12 @@ pub fn verdict(
 }
 
 /// Whether the endpoint may have the request of the delivery in `place`: what was true when it was
-/// leased may not be any more.
-pub fn may_attempt(place: &Place, gate: Gate) -> bool {
-    place.is_probe() || matches!(gate, Gate::Open { in_flight } if in_flight > 0)
+/// leased may not be any more. `awaits_probe` says whether a probe may still go.
+pub fn may_attempt(place: &Place, gate: Gate, awaits_probe: bool) -> bool {
+    if place.is_probe() {
+        return awaits_probe;
+    }
+    matches!(gate, Gate::Open { in_flight } if in_flight > 0)
 }
 
 /// The delivery as it waits on, without an attempt. It is due since when it was due before, so that

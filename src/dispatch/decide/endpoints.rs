@@ -123,6 +123,13 @@ impl Known {
         webhook.max_requests_per_second.map(|rate| self.replicas.share_of_rate(rate))
     }
 
+    /// Whether a probe that was taken for this endpoint may still go. Not when the breaker was opened
+    /// after that, as it was again, or for longer: it knows of no probe then, and waits for its own.
+    pub fn awaits_probe(&self, id: SubscriptionId) -> bool {
+        let breaker = self.by_subscription.get(&id).and_then(|known| known.current.breaker);
+        breaker.is_none_or(|breaker| breaker.probe_time.is_some())
+    }
+
     /// Whether a success of this endpoint has to be written down.
     pub fn awaits_success(&self, id: SubscriptionId) -> bool {
         self.by_subscription.get(&id).is_some_and(|known| known.current.awaits_success())
@@ -229,7 +236,35 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
     use super::*;
+    use crate::domain::health::Breaker;
+    use crate::domain::id::TenantId;
+    use crate::store::SubscriptionRef;
+
+    #[test]
+    fn a_probe_does_not_go_when_the_breaker_was_opened_after_it_was_taken() {
+        let mut random = StdRng::seed_from_u64(13);
+        let start = Timestamp::from_micros(1_770_283_800_000_000);
+        let id = SubscriptionId::new(start, &mut random);
+        let subscription = SubscriptionRef { tenant_id: TenantId::new(start, &mut random), id };
+        let mut known = Known::new(Policy::default());
+        let mut learn = |seconds, breaker: Option<Option<Timestamp>>| {
+            let update_time = start.plus(Duration::from_secs(seconds));
+            let cool_down = Duration::from_secs(5);
+            let open_until = update_time.plus(cool_down);
+            let breaker = breaker.map(|probe_time| Breaker { open_until, cool_down, probe_time });
+            let health = Health { breaker, ..Health::default() };
+            known.learn([EndpointHealth { subscription, health, update_time }], update_time);
+            known.awaits_probe(id)
+        };
+        assert!(learn(0, Some(Some(start))), "it was taken");
+        assert!(learn(1, None), "the breaker has closed: everybody may send");
+        assert!(!learn(2, Some(None)), "it is open again, and not for this probe");
+        assert!(!learn(1, Some(Some(start))), "what is older tells nothing");
+    }
 
     #[test]
     fn what_was_written_while_this_node_could_not_read_is_read_later() {

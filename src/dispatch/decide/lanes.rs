@@ -2,8 +2,8 @@
 //!
 //! Guarantees: never more places than there are, nor more bytes; one tenant never takes all of them,
 //! and a quarter of the places and of the bytes is kept for the first few deliveries of each lane, so
-//! that slow endpoints cannot lock out a good one; a lane has no more workers than it may have, but
-//! always one while something waits in it.
+//! that slow endpoints cannot lock out a good one; a lane starts no more attempts than it may have
+//! under way, but always has a worker while something waits in it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -96,6 +96,8 @@ struct Lane<J> {
     limit: usize,
     pace: Pace,
     waiting: VecDeque<J>,
+    /// How many in front of it had a worker before, see [`Lanes::put_back`].
+    returned: usize,
     /// Before this instant no request may start, when the subscription limits its rate. Such a lane
     /// outlives its deliveries, or the limit would be forgotten: [`Lanes::prune`] ends it.
     next_start: Option<Timestamp>,
@@ -111,6 +113,7 @@ impl<J> Default for Lane<J> {
             limit: 0,
             pace: Pace::default(),
             waiting: VecDeque::new(),
+            returned: 0,
             next_start: None,
         }
     }
@@ -131,6 +134,7 @@ impl<J> Lane<J> {
     fn start(&mut self) -> Vec<J> {
         let room = self.limit.max(1).saturating_sub(self.active).min(self.waiting.len());
         self.active += room;
+        self.returned = self.returned.saturating_sub(room);
         self.waiting.drain(..room).collect()
     }
 }
@@ -326,6 +330,28 @@ impl<J> Lanes<J> {
         lane.start()
     }
 
+    /// Whether the worker that has `place`, and its turn, has to go before it starts anything: its lane
+    /// has more of them than the `limit` that holds now. Workers wait for their turn for long where
+    /// endpoints hang, and begin under limits that a new replica, a breaker or its tenant lowers
+    /// meanwhile. One may always stay, whatever comes of it.
+    pub fn is_surplus(&self, place: &Place, limit: usize) -> bool {
+        let lane = self.by_subscription.get(&place.subscription);
+        !place.is_probe && lane.is_some_and(|lane| lane.active > limit.max(1))
+    }
+
+    /// Lets the job of a worker that has to go wait again, ahead of those that never had one: another
+    /// worker that ends takes it. Returns it when the lanes are closed, to be let go of.
+    pub fn put_back(&mut self, job: J, place: impl Fn(&J) -> &Place) -> Option<J> {
+        let lane = self.by_subscription.entry(place(&job).subscription).or_default();
+        lane.active = lane.active.saturating_sub(1);
+        if self.is_closed {
+            return Some(job);
+        }
+        lane.waiting.insert(lane.returned.min(lane.waiting.len()), job);
+        lane.returned += 1;
+        None
+    }
+
     /// Takes at most `limit` of the jobs that wait in a lane and that `is_wanted` chooses: they go
     /// along with the one that has its turn.
     pub fn take_waiting(
@@ -421,3 +447,6 @@ impl<J> Lanes<J> {
         lanes.flat_map(|lane| std::mem::take(&mut lane.waiting)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_micros(1_770_283_800_000_000);
+
+struct Job {
+    name: &'static str,
+    place: Place,
+}
+
+fn name(job: &Job) -> &'static str {
+    job.name
+}
+
+/// Lanes in which `names` wait for one subscription, and the jobs that began, of `limit` that may.
+fn begun(names: [&'static str; 5], limit: usize) -> (Lanes<Job>, SubscriptionId, Vec<Job>) {
+    let mut random = StdRng::seed_from_u64(11);
+    let id = SubscriptionId::new(NOW, &mut random);
+    let mut lanes = Lanes::new(64, 1 << 20);
+    let places = lanes.reserve((id, None), names.len(), limit, NOW);
+    assert_eq!(places.len(), names.len());
+    let mut started = Vec::new();
+    for (name, place) in names.into_iter().zip(places) {
+        started.extend(lanes.push(Job { name, place }, |job| &job.place, limit));
+    }
+    (lanes, id, started)
+}
+
+#[test]
+fn workers_that_waited_for_their_turn_while_the_limit_fell_do_not_start() {
+    let (mut lanes, id, mut started) = begun(["a", "b", "c", "d", "e"], 4);
+    assert_eq!(started.iter().map(name).collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    let under_way = started.remove(0);
+    assert!(!lanes.is_surplus(&under_way.place, 4), "it may start");
+    for job in started {
+        assert!(lanes.is_surplus(&job.place, 1), "one is under way, and one may be");
+        assert!(lanes.put_back(job, |job| &job.place).is_none());
+    }
+    assert!(!lanes.is_surplus(&under_way.place, 1), "somebody stays");
+    assert!(!lanes.is_surplus(&under_way.place, 0), "if only to give its delivery back");
+    let mut order = Vec::new();
+    lanes.give_back(&under_way.place);
+    while let (Some(job), more) = lanes.next(id, 1, NOW) {
+        assert!(more.is_empty(), "one at a time");
+        assert!(!lanes.is_surplus(&job.place, 1));
+        lanes.give_back(&job.place);
+        order.push(job.name);
+    }
+    assert_eq!(order, ["b", "c", "d", "e"], "in the order in which they came");
+    assert!(lanes.is_empty());
+}
+
+#[test]
+fn a_probe_is_never_one_too_many() {
+    let (mut lanes, id, started) = begun(["a", "b", "c", "d", "e"], 1);
+    let place = lanes.reserve_probe((id, None)).expect("a place");
+    let probe = lanes.push(Job { name: "probe", place }, |job| &job.place, 1);
+    assert_eq!(probe.iter().map(name).collect::<Vec<_>>(), ["probe"]);
+    assert!(!lanes.is_surplus(&probe[0].place, 0));
+    assert!(lanes.is_surplus(&started[0].place, 1), "the probe is under way");
+}
+
+#[test]
+fn closed_lanes_let_go_of_what_would_wait_again() {
+    let (mut lanes, _, started) = begun(["a", "b", "c", "d", "e"], 2);
+    assert_eq!(lanes.close().iter().map(name).collect::<Vec<_>>(), ["c", "d", "e"]);
+    let job = started.into_iter().next().expect("a job");
+    assert!(lanes.is_surplus(&job.place, 1));
+    assert_eq!(lanes.put_back(job, |job| &job.place).as_ref().map(name), Some("a"));
+}
