@@ -1,3 +1,5 @@
+//! What a lane decides: who stands back, and in which place.
+
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
