@@ -480,6 +480,30 @@ on_both! {
 }
 
 on_both! {
+    async fn a_lease_is_taken_over_when_it_has_run_out_and_not_before(database: Database) {
+        const COUNT: u32 = 3;
+        let (store, maker) = (database.open().await, Maker::new(14));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let ttl = Duration::from_secs(2);
+        let asked = store.now().await.expect("now");
+        store.register_node(node, ttl).await.expect("registered");
+        maker.deliveries(&store, &subscription, COUNT as usize, node, true, now).await;
+        // The database's own time decides, and no time that whoever takes over believes in.
+        let ahead = now.plus(Duration::from_hours(1));
+        let mut taken = 0;
+        while taken == 0 {
+            taken = store.take_over(ahead, COUNT).await.expect("looked").count;
+        }
+        let later = store.now().await.expect("now");
+        assert!(later >= asked.plus(ttl), "taken over {:?} after it was leased", later.since(asked));
+        assert_eq!(taken, COUNT as usize);
+    }
+}
+
+on_both! {
     async fn a_delivery_held_for_a_subscription_that_is_gone_is_canceled(database: Database) {
         let (store, maker) = (database.open().await, Maker::new(10));
         let now = store.now().await.expect("now");

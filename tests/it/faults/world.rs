@@ -72,9 +72,19 @@ impl World {
     /// When something is lost, unexpected, misrecorded, or repeated without a reason.
     /// Returns how many answers were not definite.
     pub(super) async fn end(
-        mut self,
+        self,
         database: &Database,
         interrupted: usize,
+        report: Report,
+    ) -> usize {
+        self.end_with(database, || interrupted, report).await
+    }
+
+    /// Like [`World::end`], where it shows in the end alone how many leases were interrupted.
+    pub(super) async fn end_with(
+        mut self,
+        database: &Database,
+        interrupted: impl FnOnce() -> usize,
         report: Report,
     ) -> usize {
         let emitted = self.load.stop().await;
@@ -88,6 +98,7 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        let interrupted = interrupted();
         let history = History {
             endpoints: vec![vec![PAID, SENT], vec![PAID]],
             attempted: emitted.attempted.clone(),
