@@ -118,15 +118,7 @@ impl Shared {
             "an attempt brought down the process that made it; the delivery is quarantined"
         );
         let report = Report {
-            outcome: Outcome::Permanent,
-            start_time,
             duration: self.clock.now().since(start_time),
-            timings: None,
-            http_status: None,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
-            response_body: Vec::new(),
-            smtp_reply: String::new(),
             failure: Some(Failure {
                 kind: ErrorKind::Internal,
                 message:
@@ -134,6 +126,7 @@ impl Shared {
                           delivery is quarantined; the operator of the service has to look at it."
                         .into(),
             }),
+            ..Report::new(Outcome::Permanent, start_time)
         };
         self.attempted(task, Some(report), start_time)
     }

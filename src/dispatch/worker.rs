@@ -336,19 +336,12 @@ fn digest_item(job: &Job) -> DigestItem {
 
 fn panicked(start_time: Timestamp, duration: Duration) -> Report {
     Report {
-        outcome: Outcome::Retry { retry_after: None },
-        start_time,
         duration,
-        timings: None,
-        http_status: None,
-        request_headers: Vec::new(),
-        response_headers: Vec::new(),
-        response_body: Vec::new(),
-        smtp_reply: String::new(),
         failure: Some(Failure {
             kind: ErrorKind::Internal,
             message: "Tidings failed while it made this attempt; it is tried again.".into(),
         }),
+        ..Report::new(Outcome::Retry { retry_after: None }, start_time)
     }
 }
 

@@ -247,6 +247,24 @@ pub struct Report {
     pub failure: Option<Failure>,
 }
 
+impl Report {
+    /// A report of which nothing more is known yet.
+    pub fn new(outcome: Outcome, start_time: Timestamp) -> Self {
+        Self {
+            outcome,
+            start_time,
+            duration: Duration::ZERO,
+            timings: None,
+            http_status: None,
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+            response_body: Vec::new(),
+            smtp_reply: String::new(),
+            failure: None,
+        }
+    }
+}
+
 /// An attempt as it is stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attempt {

@@ -243,18 +243,7 @@ impl Mailer {
         turn: Option<Turn>,
     ) -> Report {
         let start_time = self.now();
-        let mut report = Report {
-            outcome: Outcome::Delivered,
-            start_time,
-            duration: Duration::ZERO,
-            timings: None,
-            http_status: None,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
-            response_body: Vec::new(),
-            smtp_reply: String::new(),
-            failure: None,
-        };
+        let mut report = Report::new(Outcome::Delivered, start_time);
         let verdict = match self.message(task, settings) {
             Ok(message) => {
                 report.request_headers = message.recorded();

@@ -108,18 +108,7 @@ impl Client {
     /// Makes one attempt to deliver `task` as `settings`, those of its subscription, say.
     pub async fn attempt(&self, task: &Task, settings: &WebhookChannel) -> Report {
         let start_time = self.now();
-        let mut report = Report {
-            outcome: Outcome::Delivered,
-            start_time,
-            duration: Duration::ZERO,
-            timings: None,
-            http_status: None,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
-            response_body: Vec::new(),
-            smtp_reply: String::new(),
-            failure: None,
-        };
+        let mut report = Report::new(Outcome::Delivered, start_time);
         if let Err(failed) = self.deliver(task, settings, &mut report).await {
             report.outcome = failed.outcome;
             report.failure = Some(failed.failure);
