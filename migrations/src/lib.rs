@@ -11,6 +11,7 @@ mod m0004_endpoint_health;
 mod m0005_secrets_at_rest;
 mod m0006_quarantine;
 mod m0007_mail;
+mod m0008_leases;
 
 pub use sea_orm_migration::{MigratorTrait, sea_orm};
 
@@ -32,6 +33,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0005_secrets_at_rest::Migration),
             Box::new(m0006_quarantine::Migration),
             Box::new(m0007_mail::Migration),
+            Box::new(m0008_leases::Migration),
         ]
     }
 }

@@ -60,6 +60,7 @@ async fn chores(shared: &Shared, queue: &Queue, with_rare: bool) -> Result<(), E
     let store = &shared.store;
     // First, and each time: other chores must not make a silent node's deliveries wait for longer.
     let mut has_due = take_over(shared).await?;
+    store.remove_ended_leases().await?;
     if with_rare {
         let now = shared.clock.now();
         let known = |delivery| queue.holds(delivery);

@@ -53,10 +53,6 @@ impl<const N: usize> Rows<N> {
         Self { dialect, columns, values: Vec::with_capacity(capacity) }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
     pub(super) fn push(&mut self, row: [Value; N]) {
         self.values.push(row);
     }
@@ -114,9 +110,11 @@ impl<const N: usize> Rows<N> {
             .columns
             .iter()
             .enumerate()
-            .map(|(index, (_, kind))| format!("${}::{}", values.len() + index + 1, kind.array().1))
+            .map(|(index, (_, kind))| {
+                format!("unnest(${}::{})", values.len() + index + 1, kind.array().1)
+            })
             .collect();
-        let sql = format!("WITH r({names}) AS (SELECT * FROM unnest({})){sql}", arrays.join(", "));
+        let sql = format!("WITH r({names}) AS (SELECT {}){sql}", arrays.join(", "));
         let mut columns = self.columns.map(|_| Vec::with_capacity(self.values.len()));
         for row in self.values {
             for (column, value) in columns.iter_mut().zip(row) {

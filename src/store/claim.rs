@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult, Value};
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::{Delivery, State};
+use crate::domain::delivery::Delivery;
 use crate::domain::event::{self, Event};
 use crate::domain::id::{DeliveryId, EventId, NodeId, SubscriptionId, TenantId};
 
@@ -116,26 +116,43 @@ pub fn admitted(
     turns.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
-/// Lists the subscriptions behind `($1, $2)` that have deliveries in `state`, at most `$3`, as the
-/// table `s`, whose last row may be NULL. A loose index scan: a few look-ups in the partial index of
-/// the state per subscription, however many deliveries each has.
-pub(super) fn subscriptions_with(state: State) -> String {
+/// What waits for something. In the words of the indexes, which do not name the state.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Waiting {
+    /// SCHEDULED, and so due at some time.
+    Due,
+    /// HELD.
+    Held,
+}
+
+impl Waiting {
+    const fn condition(self) -> &'static str {
+        match self {
+            Self::Due => "next_attempt_time IS NOT NULL",
+            Self::Held => "hold_time IS NOT NULL",
+        }
+    }
+}
+
+/// Lists the subscriptions behind `($1, $2)` that have such deliveries, at most `$3`, as the
+/// table `s`, whose last row may be NULL. A loose index scan: a few look-ups in a partial index
+/// per subscription, however many deliveries each has.
+pub(super) fn subscriptions_with(waiting: Waiting) -> String {
+    let condition = waiting.condition();
     let next = |column: &str| {
         format!(
             "(SELECT d.{column} FROM deliveries d
-                WHERE d.state = {state} AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
-                ORDER BY d.tenant_id, d.subscription_id LIMIT 1)",
-            state = state.code()
+                WHERE d.{condition} AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
+                ORDER BY d.tenant_id, d.subscription_id LIMIT 1)"
         )
     };
     format!(
         "WITH RECURSIVE s(tenant_id, subscription_id, n) AS (
             SELECT * FROM (SELECT tenant_id, subscription_id, 1 FROM deliveries
-                WHERE state = {state} AND (tenant_id, subscription_id) > ($1, $2)
+                WHERE {condition} AND (tenant_id, subscription_id) > ($1, $2)
                 ORDER BY tenant_id, subscription_id LIMIT 1) AS first
             UNION ALL
             SELECT {tenant}, {subscription}, s.n + 1 FROM s WHERE s.tenant_id IS NOT NULL AND s.n < $3)",
-        state = state.code(),
         tenant = next("tenant_id"),
         subscription = next("subscription_id"),
     )
@@ -172,9 +189,9 @@ impl Store {
         let sql = format!(
             "{} SELECT s.tenant_id, s.subscription_id,
                 (SELECT min(d.next_attempt_time) FROM deliveries d
-                    WHERE d.state = 1 AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
+                    WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
             FROM s WHERE s.tenant_id IS NOT NULL",
-            subscriptions_with(State::Scheduled)
+            subscriptions_with(Waiting::Due)
         );
         let statement = self.dialect.statement(sql, behind(after, limit));
         let rows = self.read.query_all_raw(statement).await?;
@@ -194,8 +211,8 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn count_scheduled(&self, limit: u32) -> Result<i64, Error> {
-        let sql =
-            "SELECT count(*) FROM (SELECT 1 FROM deliveries WHERE state = 1 LIMIT $1) AS scheduled";
+        let sql = "SELECT count(*) FROM (SELECT 1 FROM deliveries
+            WHERE next_attempt_time IS NOT NULL LIMIT $1) AS scheduled";
         let statement = self.dialect.statement(sql, vec![bigint(i64::from(limit))]);
         let row = self.read.query_one_raw(statement).await?;
         Ok(row.map_or(Ok(0), |row| row.try_get_by_index(0))?)
@@ -265,7 +282,7 @@ impl Store {
             "SELECT due.tenant_id, due.subscription_id, due.id, due.next_attempt_time, {CONTENT_BYTES}
             FROM deliveries due
             WHERE tenant_id = $2 AND subscription_id = $3 AND recipient = $4
-              AND state = 1 AND next_attempt_time <= $1
+              AND next_attempt_time <= $1
             ORDER BY id LIMIT $5 {}",
             self.dialect.skip_locked()
         );
@@ -296,9 +313,8 @@ impl Store {
         }
         let deliveries = self.lease(&transaction, admitted, node, now).await?;
         let events = self.events_of(&transaction, &deliveries).await?;
-        self.tell(&transaction, deliveries.iter(), now).await?;
         fail_point!(ClaimBeforeCommit);
-        transaction.commit().await?;
+        self.commit_leased(transaction, &deliveries, node, now).await?;
         fail_point!(ClaimAfterCommit);
         self.wakes.wake();
         let mut claimed = Vec::with_capacity(deliveries.len());
@@ -333,7 +349,7 @@ impl Store {
                 SELECT d.* FROM r CROSS JOIN LATERAL (
                     SELECT tenant_id, subscription_id, id, event_id, next_attempt_time FROM deliveries
                     WHERE tenant_id = r.tenant_id AND subscription_id = r.subscription_id
-                      AND state = 1 AND next_attempt_time <= $1
+                      AND next_attempt_time <= $1
                     ORDER BY next_attempt_time LIMIT r.room FOR UPDATE SKIP LOCKED) d)
             SELECT due.tenant_id, due.subscription_id, due.id, due.next_attempt_time, {CONTENT_BYTES}
             FROM due"
@@ -351,7 +367,7 @@ impl Store {
         let sql = format!(
             "SELECT due.tenant_id, due.subscription_id, due.id, due.next_attempt_time, {CONTENT_BYTES}
             FROM deliveries due
-            WHERE tenant_id = $2 AND subscription_id = $3 AND state = 1 AND next_attempt_time <= $1
+            WHERE tenant_id = $2 AND subscription_id = $3 AND next_attempt_time <= $1
             ORDER BY next_attempt_time LIMIT $4"
         );
         let mut candidates = Vec::new();
@@ -383,7 +399,7 @@ impl Store {
             let tenant_id = candidate.subscription.tenant_id;
             rows.push([text(tenant_id.as_str()), text(candidate.delivery_id.as_str())]);
         }
-        let sql = " UPDATE deliveries SET state = 2, lease_node = $2, next_attempt_time = NULL,
+        let sql = " UPDATE deliveries SET state = 2, leased_by = $2, next_attempt_time = NULL,
                 revision = revision + 1, update_time = $1
             WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM r) RETURNING *";
         let values = [bigint(now.as_micros()), text(node.as_str())];

@@ -18,6 +18,7 @@ use sea_orm::{
 
 use super::dialect::Dialect;
 use super::ends::Ends;
+use super::leases::Leases;
 use super::line::Lines;
 use super::pooler::Sessions;
 use super::vault::{KeySource, Vault};
@@ -166,6 +167,7 @@ impl Store {
             wakes: Wakes::default(),
             sessions: Sessions::Own,
             ends: Ends::default(),
+            leases: Leases::default(),
             vault,
         })
     }
@@ -203,6 +205,7 @@ impl Store {
             wakes: Wakes::default(),
             sessions,
             ends: Ends::default(),
+            leases: Leases::default(),
             vault,
         })
     }

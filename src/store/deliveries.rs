@@ -159,8 +159,8 @@ impl Store {
         id: DeliveryId,
         now: Timestamp,
     ) -> Result<CancelResult, Error> {
-        let sql = "UPDATE deliveries SET state = 5, next_attempt_time = NULL, lease_node = NULL, due_time = NULL,
-                revision = revision + 1, update_time = $3
+        let sql = "UPDATE deliveries SET state = 5, next_attempt_time = NULL, leased_by = NULL, due_time = NULL,
+                hold_time = NULL, revision = revision + 1, update_time = $3
             WHERE tenant_id = $1 AND id = $2 AND state IN (1, 2, 8) RETURNING *";
         let values = vec![text(tenant_id.as_str()), text(id.as_str()), bigint(now.as_micros())];
         if let Some(canceled) = self.change(sql, values, now).await?.pop() {
@@ -212,7 +212,7 @@ impl Store {
         delivery.next_attempt_time = None;
         delivery.revision += 1;
         delivery.update_time = now;
-        let sql = "UPDATE deliveries SET state = 2, lease_node = $3, due_time = next_attempt_time,
+        let sql = "UPDATE deliveries SET state = 2, leased_by = $3, due_time = next_attempt_time,
                 next_attempt_time = NULL, revision = revision + 1, update_time = $4
             WHERE tenant_id = $1 AND id = $2";
         let values = vec![
@@ -222,9 +222,8 @@ impl Store {
             bigint(now.as_micros()),
         ];
         transaction.execute_raw(self.dialect.statement(sql, values)).await?;
-        self.tell(&transaction, std::iter::once(&delivery), now).await?;
         fail_point!(ManualBeforeCommit);
-        transaction.commit().await?;
+        self.commit_leased(transaction, std::slice::from_ref(&delivery), node, now).await?;
         fail_point!(ManualAfterCommit);
         self.wakes.wake();
         Ok(ManualClaim::Leased(Box::new(delivery), due))

@@ -21,6 +21,7 @@ mod events;
 mod feed;
 mod health;
 mod keys;
+mod leases;
 mod line;
 mod nodes;
 mod page;
@@ -47,9 +48,10 @@ pub use error::{Error, Update};
 pub use events::EventFilter;
 pub use feed::{FeedHead, FeedRow, SnapshotPage};
 pub use health::{EndpointHealth, HealthChange, Observed};
+pub use leases::Release;
 pub use page::Page;
 pub use purge::{Purged, Retention};
-pub use record::{Ended, LateResult, Recorded, Release};
+pub use record::{Ended, LateResult, Recorded};
 pub use stats::SubscriptionStats;
 pub use suppressions::{FeedbackResult, Suppressing};
 pub use vault::{
@@ -62,6 +64,7 @@ use sea_orm::DatabaseConnection;
 
 use dialect::Dialect;
 use ends::Ends;
+use leases::Leases;
 use line::Lines;
 use pooler::Sessions;
 use vault::Vault;
@@ -82,5 +85,6 @@ pub struct Store {
     wakes: Wakes,
     sessions: Sessions,
     ends: Ends,
+    leases: Leases,
     vault: Vault,
 }

@@ -104,11 +104,11 @@ impl Store {
     async fn silent_nodes(&self) -> Result<Vec<NodeId>, Error> {
         let sql = format!("DELETE FROM nodes WHERE lease_expire_time <= {}", self.dialect.now());
         self.write.execute_raw(self.dialect.statement(sql, Vec::new())).await?;
-        // A loose index scan: one look-up in deliveries_leased per node, however many deliveries.
+        // A loose index scan: one look-up in the key of leases per node, however many rows.
         let sql = "WITH RECURSIVE n(id) AS (
-                SELECT (SELECT min(lease_node) FROM deliveries WHERE state = 2)
+                SELECT (SELECT min(node) FROM leases)
                 UNION ALL
-                SELECT (SELECT min(d.lease_node) FROM deliveries d WHERE d.state = 2 AND d.lease_node > n.id)
+                SELECT (SELECT min(l.node) FROM leases l WHERE l.node > n.id)
                 FROM n WHERE n.id IS NOT NULL)
             SELECT n.id FROM n WHERE n.id IS NOT NULL AND n.id NOT IN (SELECT id FROM nodes)";
         let rows = self.write.query_all_raw(self.dialect.statement(sql, Vec::new())).await?;

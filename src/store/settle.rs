@@ -4,13 +4,16 @@
 use sea_orm::{ConnectionTrait, EntityTrait, QueryResult};
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::{FailureReason, State};
+use crate::domain::delivery::FailureReason;
 use crate::domain::id::{SubscriptionId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, int, text};
-use super::claim::{behind, subscriptions_with};
+use super::claim::{Waiting, behind, subscriptions_with};
 use super::entity::subscription;
 use super::{Error, Store, SubscriptionRef};
+
+/// What waits, in the very words of the index of what expires.
+const WAITING: &str = "(next_attempt_time IS NOT NULL OR hold_time IS NOT NULL)";
 
 impl Store {
     /// Subscriptions whose deliveries have not yet followed a change.
@@ -45,15 +48,21 @@ impl Store {
         };
         let (from, set) = match (row.delete_time, row.state) {
             (Some(_), _) => {
-                ("state IN (1, 8)", "state = 5, failure_reason = $5, next_attempt_time = NULL")
+                (
+                    WAITING,
+                    "state = 5, failure_reason = $5, next_attempt_time = NULL, hold_time = NULL",
+                )
             }
             (None, 1) => (
-                "state = 8",
-                "state = 1, next_attempt_time = COALESCE((SELECT e.deliver_time FROM events e
+                "hold_time IS NOT NULL",
+                "state = 1, hold_time = NULL, next_attempt_time = COALESCE((SELECT e.deliver_time FROM events e
                     WHERE e.tenant_id = deliveries.tenant_id AND e.id = deliveries.event_id
                       AND e.deliver_time > $3), $3)",
             ),
-            (None, _) => ("state = 1", "state = 8, next_attempt_time = NULL"),
+            (None, _) => (
+                "next_attempt_time IS NOT NULL",
+                "state = 8, next_attempt_time = NULL, hold_time = $3",
+            ),
         };
         let mut values = vec![
             text(tenant_id.as_str()),
@@ -111,7 +120,7 @@ impl Store {
     ) -> Result<Option<SubscriptionRef>, Error> {
         let sql = format!(
             "{} SELECT tenant_id, subscription_id FROM s WHERE tenant_id IS NOT NULL",
-            subscriptions_with(State::Held)
+            subscriptions_with(Waiting::Held)
         );
         let statement = self.dialect.statement(sql, behind(after, limit));
         let held = references(&self.read.query_all_raw(statement).await?)?;
@@ -150,9 +159,10 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<(), Error> {
-        let sql = "UPDATE deliveries SET state = 5, failure_reason = $5, revision = revision + 1, update_time = $3
+        let sql = "UPDATE deliveries SET state = 5, failure_reason = $5, hold_time = NULL,
+                revision = revision + 1, update_time = $3
             WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
-                WHERE tenant_id = $1 AND subscription_id = $2 AND state = 8 LIMIT $4)
+                WHERE tenant_id = $1 AND subscription_id = $2 AND hold_time IS NOT NULL LIMIT $4)
               AND state = 8
             RETURNING *";
         let values = vec![
@@ -172,9 +182,10 @@ impl Store {
     /// When the database does not take it.
     pub async fn expire(&self, now: Timestamp, limit: u32) -> Result<usize, Error> {
         let sql = format!(
-            "UPDATE deliveries SET state = 6, next_attempt_time = NULL, revision = revision + 1, update_time = $1
+            "UPDATE deliveries SET state = 6, next_attempt_time = NULL, hold_time = NULL,
+                revision = revision + 1, update_time = $1
             WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
-                WHERE expire_time IS NOT NULL AND expire_time <= $1 AND state IN (1, 8)
+                WHERE expire_time IS NOT NULL AND expire_time <= $1 AND {WAITING}
                 LIMIT $2 {skip_locked})
             RETURNING *",
             skip_locked = self.dialect.skip_locked(),

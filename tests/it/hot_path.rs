@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tokio::task::JoinSet;
 
 use crate::support::app::{App, options};
@@ -91,6 +92,12 @@ async fn many_events_share_few_statements_and_commits() {
     let asked = counting.take();
     show(&asked);
 
+    let (updated, in_place) = updates_of_deliveries(&database).await;
+    println!("{updated} updates of deliveries, {in_place} of them in place");
+    assert!(updated >= EVENTS as u64, "{updated} updates: PostgreSQL has not counted yet");
+    // Not all: a page can be full.
+    assert!(in_place * 10 >= updated * 9, "only {in_place} of {updated} updates touched no index");
+
     let store = database.open().await;
     assert_eq!(store.count_scheduled(1).await.expect("counted"), 0, "everything was delivered");
     let commits = asked.commits;
@@ -101,4 +108,20 @@ async fn many_events_share_few_statements_and_commits() {
     assert!(commits <= MAX_COMMITS, "{commits:.3} commits per event");
     let texts = &asked.texts;
     assert!(texts.len() <= MAX_TEXTS, "{} different statements, such as {texts:#?}", texts.len());
+}
+
+/// How often a delivery was updated, and how often without a new entry in each of its indexes (a
+/// heap-only tuple). The server's processes tell when they end.
+async fn updates_of_deliveries(database: &Database) -> (u64, u64) {
+    let connection =
+        sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
+    let sql =
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'deliveries'";
+    let statement = Statement::from_string(DbBackend::Postgres, sql);
+    let row = connection.query_one_raw(statement).await.expect("answered").expect("a row");
+    let count =
+        |at| u64::try_from(row.try_get_by_index::<i64>(at).expect("a count")).expect("positive");
+    let counts = (count(0), count(1));
+    connection.close().await.expect("closed");
+    counts
 }

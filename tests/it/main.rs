@@ -29,6 +29,7 @@ mod guard;
 mod health;
 mod hostile;
 mod hot_path;
+mod leases;
 mod lost_commit;
 mod master_key;
 mod memory;

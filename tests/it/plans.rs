@@ -11,29 +11,35 @@ const STATEMENTS: &[(&str, &str)] = &[
     (
         "the next subscription with something scheduled",
         "SELECT d.tenant_id FROM deliveries d
-         WHERE d.state = 1 AND (d.tenant_id, d.subscription_id) > ('ten_0', 'sub_0')
+         WHERE d.next_attempt_time IS NOT NULL AND (d.tenant_id, d.subscription_id) > ('ten_0', 'sub_0')
          ORDER BY d.tenant_id, d.subscription_id LIMIT 1",
     ),
     (
         "when a subscription's first delivery is due",
         "SELECT min(d.next_attempt_time) FROM deliveries d
-         WHERE d.state = 1 AND d.tenant_id = 'ten_0' AND d.subscription_id = 'sub_0'",
+         WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = 'ten_0' AND d.subscription_id = 'sub_0'",
     ),
     (
         "what is due of a subscription",
         "SELECT tenant_id, id FROM deliveries
-         WHERE tenant_id = 'ten_0' AND subscription_id = 'sub_0' AND state = 1 AND next_attempt_time <= 5
+         WHERE tenant_id = 'ten_0' AND subscription_id = 'sub_0' AND next_attempt_time <= 5
          ORDER BY next_attempt_time LIMIT 64",
     ),
     (
         "the next node with leases",
-        "SELECT min(d.lease_node) FROM deliveries d WHERE d.state = 2 AND d.lease_node > 'nod_0'",
+        "SELECT min(l.node) FROM leases l WHERE l.node > 'nod_0'",
     ),
-    ("what a node has leased", "SELECT tenant_id, id FROM deliveries WHERE lease_node = 'nod_0' AND state = 2 LIMIT 500"),
+    ("what a node has leased", "SELECT number, deliveries FROM leases WHERE node = 'nod_0' ORDER BY number LIMIT 100"),
+    (
+        "what is held of a subscription",
+        "SELECT tenant_id, id FROM deliveries
+         WHERE tenant_id = 'ten_0' AND subscription_id = 'sub_0' AND hold_time IS NOT NULL LIMIT 500",
+    ),
     (
         "what has expired",
         "SELECT tenant_id, id FROM deliveries
-         WHERE expire_time IS NOT NULL AND expire_time <= 5 AND state IN (1, 8) LIMIT 500",
+         WHERE expire_time IS NOT NULL AND expire_time <= 5
+           AND (next_attempt_time IS NOT NULL OR hold_time IS NOT NULL) LIMIT 500",
     ),
     ("a delivery by its key", "SELECT * FROM deliveries WHERE tenant_id = 'ten_0' AND id = 'dlv_0'"),
     (
@@ -144,6 +150,40 @@ on_both! {
             let is_sorted = plan.contains("Sort") || plan.contains("TEMP B-TREE");
             assert!(!is_sorted, "{name} sorts:\n{plan}");
         }
+    }
+}
+
+/// The heads of feeds are locked by their update, in the order of the list: two transactions that
+/// change the same feeds wait for each other, but never in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_of_feeds_are_updated_in_the_order_of_the_list() {
+    let database = Database::postgres().await;
+    let mut options = ConnectOptions::new(&database.config.database_url);
+    options.max_connections(1);
+    let connection = SeaDatabase::connect(options).await.expect("connected");
+    // What the store tells its connections.
+    let settings =
+        "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+        SET plan_cache_mode = force_generic_plan";
+    connection.execute_unprepared(settings).await.expect("set");
+    let prepare = "PREPARE heads(text[], bigint[]) AS
+        UPDATE feed_heads SET position = feed_heads.position + t.n
+        FROM (SELECT unnest($1::text[]) AS tenant_id, unnest($2::bigint[]) AS n) AS t
+        WHERE t.tenant_id = feed_heads.tenant_id AND (SELECT true)
+        RETURNING feed_heads.tenant_id, feed_heads.position";
+    connection.execute_unprepared(prepare).await.expect("prepared");
+    // Of an empty table, and of one with many tenants.
+    for tenants in [0, 1_000] {
+        let insert = format!(
+            "INSERT INTO feed_heads SELECT 'ten_' || n, 0, 0 FROM generate_series(1, {tenants}) n"
+        );
+        connection.execute_unprepared(&insert).await.expect("inserted");
+        connection.execute_unprepared("ANALYZE feed_heads").await.expect("analyzed");
+        let plan = explain(&connection, "EXPLAIN EXECUTE heads('{ten_1,ten_2}', '{1,1}')", 0).await;
+        let list = plan.find("ProjectSet").expect("the list");
+        let heads =
+            plan.find("Index Scan using feed_heads_pkey").unwrap_or_else(|| panic!("{plan}"));
+        assert!(list < heads && plan.contains("Nested Loop"), "the list does not lead:\n{plan}");
     }
 }
 

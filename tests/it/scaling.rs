@@ -16,14 +16,13 @@ use crate::support::{Database, Receiver};
 
 /// Tables that belong to the installation and not to a tenant: a few rows each, the same for every
 /// shard (Citus: reference tables).
-const OF_THE_INSTALLATION: [&str; 3] = ["nodes", "seaql_migrations", "vault"];
+const OF_THE_INSTALLATION: [&str; 4] = ["leases", "nodes", "seaql_migrations", "vault"];
 
 /// Indexes that the tenant does not lead, with the reason. None of them is unique: a distributed
 /// database keeps them shard by shard.
-const ACROSS_TENANTS: [(&str, &str); 5] = [
+const ACROSS_TENANTS: [(&str, &str); 4] = [
     ("api_keys_by_hash", "whoever comes with a key has not said yet whose it is"),
     ("deliveries_expiring", "the janitor asks for what has expired, of all tenants"),
-    ("deliveries_leased", "takeover asks for what a silent node had, of all tenants"),
     ("deliveries_mailed", "what says that a mail came back names its delivery alone"),
     ("endpoint_health_changes", "replicas ask for what has changed lately, of all tenants"),
 ];

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 pub(super) use postgres::column;
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::Delivery;
+use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::Event;
 use crate::domain::id::{EventId, NodeId, TenantId};
 
@@ -105,18 +105,22 @@ impl Store {
         if new.events.is_empty() {
             return Ok(AcceptResult::Stored);
         }
+        let leased = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
+        let leases = self.leases.open(new.node, leased.clone())?;
         let became = match &self.lines {
             Some(lines) => {
                 fail_point!(AcceptBeforeCommit);
-                postgres::accept(&lines.accepting, new).await?
+                postgres::accept(&lines.accepting, new, &leases).await
             }
-            None => self.accept_in_transaction(new).await?,
+            None => self.accept_in_transaction(new, &leases).await,
         };
-        if became == AcceptResult::Stored {
+        if matches!(became, Ok(AcceptResult::Stored)) {
             fail_point!(AcceptAfterCommit);
             self.wakes.wake();
+        } else {
+            self.leases.forget(&leases, leased);
         }
-        Ok(became)
+        became
     }
 
     /// For each of the keys that was taken before, by whom.

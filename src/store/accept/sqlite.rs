@@ -9,6 +9,7 @@ use crate::domain::event::Event;
 use crate::domain::id::NodeId;
 
 use super::super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
+use super::super::leases::Lease;
 use super::super::rows::{channel_code, json};
 use super::super::{Error, Store};
 use super::{AcceptResult, Acceptance, IdempotencyKey};
@@ -17,6 +18,7 @@ impl Store {
     pub(super) async fn accept_in_transaction(
         &self,
         new: &Acceptance<'_>,
+        leases: &[Lease],
     ) -> Result<AcceptResult, Error> {
         let transaction = self.dialect.begin(&self.write).await?;
         let refused = if !self.settings_stand(&transaction, new).await? {
@@ -33,6 +35,7 @@ impl Store {
         }
         self.insert_events(&transaction, &new.events).await?;
         self.insert_deliveries(&transaction, new.deliveries, new.node).await?;
+        self.insert_leases(&transaction, leases, new.node, new.now).await?;
         self.tell(&transaction, new.deliveries.iter(), new.now).await?;
         fail_point!(AcceptBeforeCommit);
         transaction.commit().await?;
@@ -173,10 +176,10 @@ impl Store {
         }
         let sql = " INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
                 recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
-                lease_node, trace_id, revision, create_time, update_time)
+                leased_by, hold_time, trace_id, revision, create_time, update_time)
             SELECT tenant_id, id, event_id, event_type, subscription_id, channel,
                 recipient, state, 0, 0, NULLIF(next_attempt_time, 0), NULLIF(expire_time, 0),
-                CASE WHEN state = $1 THEN $2 END, trace_id, 1, create_time, create_time FROM r";
+                CASE WHEN state = $1 THEN $2 END, CASE WHEN state = 8 THEN create_time END, trace_id, 1, create_time, create_time FROM r";
         let leased = [int(i32::from(State::Delivering.code())), text(node.as_str())];
         rows.execute(transaction, sql, &leased).await?;
         Ok(())

@@ -20,7 +20,7 @@ pub struct Model {
     pub automatic_count: i32,
     pub next_attempt_time: Option<i64>,
     pub expire_time: Option<i64>,
-    pub lease_node: Option<String>,
+    pub leased_by: Option<String>,
     pub due_time: Option<i64>,
     pub recover_time: Option<i64>,
     pub interrupted_count: i32,

@@ -11,20 +11,12 @@ use crate::domain::Timestamp;
 use crate::domain::attempt::{Attempt, Outcome};
 use crate::domain::delivery::{Delivery, LastAttempt, State};
 use crate::domain::health::Policy;
-use crate::domain::id::{DeliveryId, NodeId, TenantId};
+use crate::domain::id::{DeliveryId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
 use super::entity::delivery;
 use super::rows::{json, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
-
-/// Gives a delivery's lease back at `$1`: its schedule stays as it was before the lease.
-const RELEASED: &str = "state = 1,
-    next_attempt_time = CASE WHEN due_time > $1 THEN due_time ELSE $1 END,
-    lease_node = NULL, due_time = NULL, revision = revision + 1, update_time = $1";
-
-/// Like [`RELEASED`], of a lease that ended with the process that had it.
-const INTERRUPTED: &str = ", interrupted_count = interrupted_count + 1";
 
 /// How a lease ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,13 +45,6 @@ pub enum LateResult {
     Known,
     /// Another node has the delivery: nothing was written.
     Lost,
-}
-
-/// How many leases were given back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Release {
-    /// Deliveries that are due again.
-    pub count: usize,
 }
 
 impl Store {
@@ -91,7 +76,7 @@ impl Store {
             && postgres::record(&lines.recording, ended, now).await?
         {
             fail_point!(RecordAfterCommit);
-            self.wakes.wake();
+            self.recorded(ended);
             return Ok(Recorded::default());
         }
         let transaction = self.dialect.begin(&self.write).await?;
@@ -108,10 +93,16 @@ impl Store {
             transaction.commit().await?;
         }
         fail_point!(RecordAfterCommit);
-        self.wakes.wake();
+        self.recorded(ended);
         let fenced =
             ended.iter().map(|change| change.after.id).filter(|id| !applied.contains(id)).collect();
         Ok(Recorded { fenced, health })
+    }
+
+    /// What follows the commit. A delivery that others have changed is leased by us no more, either.
+    fn recorded(&self, ended: &[Ended]) {
+        self.leases.ended(ended.iter().map(|ended| ended.after.id));
+        self.wakes.wake();
     }
 
     async fn update_deliveries(
@@ -154,7 +145,8 @@ impl Store {
                 -- Whoever has a result was not interrupted.
                 interrupted_count = CASE WHEN r.attempt_count > deliveries.attempt_count
                     THEN 0 ELSE deliveries.interrupted_count END,
-                next_attempt_time = NULLIF(r.next_attempt_time, 0), lease_node = NULL, due_time = NULL,
+                next_attempt_time = NULLIF(r.next_attempt_time, 0), leased_by = NULL, due_time = NULL,
+                hold_time = CASE WHEN r.state = 8 THEN r.update_time END,
                 last_attempt = NULLIF(r.last_attempt, ''), revision = r.revision, update_time = r.update_time
             -- The fence: only the change that follows the one we know.
             FROM r WHERE deliveries.tenant_id = r.tenant_id AND deliveries.id = r.id
@@ -309,88 +301,6 @@ impl Store {
         Ok(transaction.query_one_raw(self.dialect.statement(sql, values)).await?.is_some())
     }
 
-    /// Gives back what `node` has leased, at most `limit` deliveries. They are due at once, unless
-    /// they were leased for a manual attempt before they were due.
-    ///
-    /// # Errors
-    /// When the database does not take it.
-    pub async fn release(
-        &self,
-        node: NodeId,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Release, Error> {
-        self.give_back(node, "", now, limit).await
-    }
-
-    /// Like [`Store::release`], because `node` has fallen silent: what it had was interrupted.
-    pub(super) async fn interrupt(
-        &self,
-        node: NodeId,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Release, Error> {
-        self.give_back(node, INTERRUPTED, now, limit).await
-    }
-
-    async fn give_back(
-        &self,
-        node: NodeId,
-        further: &str,
-        now: Timestamp,
-        limit: u32,
-    ) -> Result<Release, Error> {
-        let changed = self
-            .change(
-                &format!(
-                    "UPDATE deliveries SET {RELEASED}{further} WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM deliveries
-                        WHERE lease_node = $2 AND state = 2 LIMIT $3 {skip_locked}) RETURNING *",
-                    skip_locked = self.dialect.skip_locked(),
-                ),
-                vec![bigint(now.as_micros()), text(node.as_str()), bigint(i64::from(limit))],
-                now,
-            )
-            .await?;
-        Ok(Release { count: changed.len() })
-    }
-
-    /// Gives back what `node` has leased since before `older_than` and no longer knows of: a commit
-    /// that took effect without its confirmation, for example. `is_known` says what it knows.
-    ///
-    /// # Errors
-    /// When the database does not take it.
-    pub async fn release_unknown(
-        &self,
-        node: NodeId,
-        older_than: Timestamp,
-        is_known: impl Fn(DeliveryId) -> bool,
-        now: Timestamp,
-    ) -> Result<Release, Error> {
-        let sql = "SELECT tenant_id, id, revision FROM deliveries
-            WHERE lease_node = $1 AND state = 2 AND update_time < $2";
-        let values = vec![text(node.as_str()), bigint(older_than.as_micros())];
-        let leased = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
-        let columns = [("tenant_id", Type::Text), ("id", Type::Text), ("revision", Type::BigInt)];
-        let mut rows = Rows::new(self.dialect, columns, 0);
-        for row in &leased {
-            let id: String = row.try_get_by_index(1)?;
-            if !is_known(super::rows::id(&id)?) {
-                let tenant_id: String = row.try_get_by_index(0)?;
-                rows.push([text(tenant_id), text(id), bigint(row.try_get_by_index(2)?)]);
-            }
-        }
-        if rows.is_empty() {
-            return Ok(Release::default());
-        }
-        let transaction = self.dialect.begin(&self.write).await?;
-        let sql = format!(
-            " UPDATE deliveries SET {RELEASED}
-            WHERE (tenant_id, id, revision) IN (SELECT tenant_id, id, revision FROM r) RETURNING *"
-        );
-        let changed = rows.query(&transaction, &sql, &[bigint(now.as_micros())]).await?;
-        Ok(Release { count: self.finish_change(transaction, &changed, now).await?.len() })
-    }
-
     /// Runs one UPDATE that returns whole deliveries, tells the feed, and commits.
     pub(super) async fn change(
         &self,
@@ -404,7 +314,7 @@ impl Store {
     }
 
     /// Tells the feed of the whole deliveries that an UPDATE returned, and commits.
-    async fn finish_change(
+    pub(super) async fn finish_change(
         &self,
         transaction: DatabaseTransaction,
         rows: &[QueryResult],

@@ -29,12 +29,15 @@ const RECORD: &str = concat!(
             -- Whoever has a result was not interrupted.
             interrupted_count = CASE WHEN r.attempt_count > deliveries.attempt_count
                 THEN 0 ELSE deliveries.interrupted_count END,
-            next_attempt_time = r.next_attempt_time, lease_node = NULL, due_time = NULL,
+            next_attempt_time = r.next_attempt_time, leased_by = NULL, due_time = NULL,
+            hold_time = CASE WHEN r.state = 8 THEN r.update_time END,
             last_attempt = r.last_attempt, revision = r.revision, update_time = r.update_time
-        FROM unnest($7::text[], $8::text[], $9::bigint[], $10::smallint[], $11::smallint[],
-            $12::int[], $13::int[], $14::bigint[], $15::text[], $16::bigint[], $17::text[])
-            AS r(tenant_id, id, revision, state, failure_reason, attempt_count, automatic_count,
-                next_attempt_time, last_attempt, update_time, subscription_id)
+        FROM (SELECT unnest($7::text[]) AS tenant_id, unnest($8::text[]) AS id,
+                unnest($9::bigint[]) AS revision, unnest($10::smallint[]) AS state,
+                unnest($11::smallint[]) AS failure_reason, unnest($12::int[]) AS attempt_count,
+                unnest($13::int[]) AS automatic_count,
+                unnest($14::bigint[]) AS next_attempt_time, unnest($15::text[]) AS last_attempt,
+                unnest($16::bigint[]) AS update_time, unnest($17::text[]) AS subscription_id) AS r
         WHERE deliveries.tenant_id = r.tenant_id AND deliveries.id = r.id
           -- It follows from the id. Named, so that each index that the planner may take (of a new table
           -- it knows nothing) leads to one row.
@@ -47,9 +50,14 @@ const RECORD: &str = concat!(
             http_status, request_headers, response_headers, response_body, failure, outcome, trace,
             timings, smtp_reply)
         SELECT a.*
-        FROM unnest($18::text[], $19::text[], $20::int[], $21::smallint[], $22::bigint[],
-            $23::bigint[], $24::int[], $25::text[], $26::text[], $27::bytea[], $28::text[],
-            $29::smallint[], $30::text[], $31::text[], $32::text[]) AS a
+        FROM (SELECT unnest($18::text[]) AS tenant_id, unnest($19::text[]) AS delivery_id,
+                unnest($20::int[]) AS number, unnest($21::smallint[]) AS trigger_code,
+                unnest($22::bigint[]) AS start_time, unnest($23::bigint[]) AS duration_us,
+                unnest($24::int[]) AS http_status, unnest($25::text[]) AS request_headers,
+                unnest($26::text[]) AS response_headers, unnest($27::bytea[]) AS response_body,
+                unnest($28::text[]) AS failure, unnest($29::smallint[]) AS outcome,
+                unnest($30::text[]) AS trace, unnest($31::text[]) AS timings,
+                unnest($32::text[]) AS smtp_reply) AS a
         RETURNING 1),
     ready AS (
         -- All or nothing. Who finds some of them fenced writes them one by one with the others.

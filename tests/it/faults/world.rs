@@ -220,7 +220,7 @@ pub(super) async fn count_leased(database: &Database, nodes: &[String]) -> usize
     let connection = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
     let names: Vec<_> = nodes.iter().map(|node| format!("'{node}'")).collect();
     let sql = format!(
-        "SELECT count(*) FROM deliveries WHERE state = {} AND lease_node IN ({})",
+        "SELECT count(*) FROM deliveries WHERE state = {} AND leased_by IN ({})",
         State::Delivering.code(),
         names.join(", ")
     );

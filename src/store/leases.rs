@@ -1,0 +1,356 @@
+//! What each node has leased: where to look when it falls silent.
+//!
+//! `deliveries.leased_by` says who has a delivery, and no index names that column: so the usual course
+//! of a delivery changes nothing that an index has (`docs/adr/0015-leases-in-groups.md`). Instead whoever leases
+//! deliveries lists them in `leases`, many in one row, in the same transaction. A row may name too many
+//! deliveries and never too few: it goes only when none of them is leased by its node any more.
+//!
+//! The node remembers its rows, so that it can remove them without reading anything. What it forgets
+//! (a commit that was not confirmed, a result that the database refuses) is found in the table.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
+
+use crate::domain::Timestamp;
+use crate::domain::delivery::Delivery;
+use crate::domain::id::{DeliveryId, NodeId, TenantId};
+
+use super::bulk::{Rows, Type, bigint, text};
+use super::rows::json;
+use super::{Error, Store};
+
+/// Most deliveries in one row: it stays below the size from which on PostgreSQL would compress it and
+/// store it apart.
+const PER_ROW: usize = 50;
+/// Most rows that are read at once.
+const MAX_ROWS: u32 = 100;
+
+/// Gives a delivery's lease back at `$1`: its schedule stays as it was before the lease.
+const RELEASED: &str = "state = 1,
+    next_attempt_time = CASE WHEN due_time > $1 THEN due_time ELSE $1 END,
+    leased_by = NULL, due_time = NULL, revision = revision + 1, update_time = $1";
+
+/// Like [`RELEASED`], of a lease that ended with the process that had it.
+const INTERRUPTED: &str = ", interrupted_count = interrupted_count + 1";
+
+/// How many leases were given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Release {
+    /// Deliveries that are due again.
+    pub count: usize,
+}
+
+/// A row of `leases`.
+#[derive(Clone, Debug)]
+pub(super) struct Lease {
+    pub(super) number: i64,
+    /// The document of the deliveries.
+    pub(super) deliveries: String,
+}
+
+/// The document in a row: the deliveries by their tenants.
+type Listed = Vec<(TenantId, Vec<DeliveryId>)>;
+
+/// What this process remembers of its rows. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Leases(Arc<Mutex<Memory>>);
+
+#[derive(Debug, Default)]
+struct Memory {
+    /// The number of the latest row.
+    latest: i64,
+    /// For each row whose it is, and how many of its deliveries have no recorded result yet.
+    rows: HashMap<i64, (NodeId, usize)>,
+    /// In which row each delivery is listed.
+    listed_in: HashMap<DeliveryId, i64>,
+    /// Rows that may go.
+    done: Vec<(NodeId, i64)>,
+}
+
+impl Leases {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The rows that list these deliveries, to be stored with their leases.
+    pub(super) fn open<'d>(
+        &self,
+        node: NodeId,
+        deliveries: impl Iterator<Item = &'d Delivery>,
+    ) -> Result<Vec<Lease>, Error> {
+        let mut ids: Vec<_> =
+            deliveries.map(|delivery| (delivery.tenant_id, delivery.id)).collect();
+        ids.sort_unstable();
+        let mut memory = self.memory();
+        let mut leases = Vec::with_capacity(ids.len().div_ceil(PER_ROW));
+        for listed in ids.chunks(PER_ROW) {
+            memory.latest += 1;
+            let number = memory.latest;
+            memory.rows.insert(number, (node, listed.len()));
+            memory.listed_in.extend(listed.iter().map(|(_, id)| (*id, number)));
+            let by_tenant = listed.chunk_by(|one, next| one.0 == next.0);
+            let document: Listed =
+                by_tenant.map(|of| (of[0].0, of.iter().map(|(_, id)| *id).collect())).collect();
+            leases.push(Lease { number, deliveries: json(&document)? });
+        }
+        Ok(leases)
+    }
+
+    /// Forgets rows that were not stored, or perhaps not: if they were, they are found in the table.
+    pub(super) fn forget<'d>(
+        &self,
+        leases: &[Lease],
+        deliveries: impl Iterator<Item = &'d Delivery>,
+    ) {
+        let mut memory = self.memory();
+        for lease in leases {
+            memory.rows.remove(&lease.number);
+        }
+        for delivery in deliveries {
+            memory.listed_in.remove(&delivery.id);
+        }
+    }
+
+    /// Notes that these deliveries are leased by this process no more: that is committed.
+    pub(super) fn ended(&self, deliveries: impl Iterator<Item = DeliveryId>) {
+        let mut memory = self.memory();
+        for id in deliveries {
+            let Some(number) = memory.listed_in.remove(&id) else { continue };
+            let Some((node, left)) = memory.rows.get_mut(&number) else { continue };
+            *left -= 1;
+            if *left == 0 {
+                let node = *node;
+                memory.rows.remove(&number);
+                memory.done.push((node, number));
+            }
+        }
+    }
+}
+
+impl Store {
+    /// Stores rows as part of the transaction that leases what they list.
+    pub(super) async fn insert_leases(
+        &self,
+        transaction: &DatabaseTransaction,
+        leases: &[Lease],
+        node: NodeId,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let columns = [("number", Type::BigInt), ("deliveries", Type::Text)];
+        let mut rows = Rows::new(self.dialect, columns, leases.len());
+        for lease in leases {
+            rows.push([bigint(lease.number), text(&lease.deliveries)]);
+        }
+        let sql = " INSERT INTO leases (node, number, create_time, deliveries)
+            SELECT $1, number, $2, deliveries FROM r";
+        let values = [text(node.as_str()), bigint(now.as_micros())];
+        rows.execute(transaction, sql, &values).await?;
+        Ok(())
+    }
+
+    /// Commits a transaction that leases these deliveries, with the rows that list them.
+    pub(super) async fn commit_leased(
+        &self,
+        transaction: DatabaseTransaction,
+        deliveries: &[Delivery],
+        node: NodeId,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let leases = self.leases.open(node, deliveries.iter())?;
+        let committed = async {
+            self.insert_leases(&transaction, &leases, node, now).await?;
+            self.tell(&transaction, deliveries.iter(), now).await?;
+            Ok(transaction.commit().await?)
+        };
+        let committed = committed.await;
+        if committed.is_err() {
+            self.leases.forget(&leases, deliveries.iter());
+        }
+        committed
+    }
+
+    /// Removes the rows whose deliveries all have a recorded result.
+    ///
+    /// # Errors
+    /// When the database does not take it; the rows are removed the next time, then.
+    pub async fn remove_ended_leases(&self) -> Result<(), Error> {
+        let done = std::mem::take(&mut self.leases.memory().done);
+        if done.is_empty() {
+            return Ok(());
+        }
+        let removed = async {
+            let transaction = self.dialect.begin(&self.write).await?;
+            self.remove_leases(&transaction, &done).await?;
+            Ok(transaction.commit().await?)
+        };
+        let removed = removed.await;
+        if removed.is_err() {
+            self.leases.memory().done.extend(done);
+        }
+        removed
+    }
+
+    async fn remove_leases(
+        &self,
+        transaction: &DatabaseTransaction,
+        leases: &[(NodeId, i64)],
+    ) -> Result<(), Error> {
+        let columns = [("node", Type::Text), ("number", Type::BigInt)];
+        let mut rows = Rows::new(self.dialect, columns, leases.len());
+        for (node, number) in leases {
+            rows.push([text(node.as_str()), bigint(*number)]);
+        }
+        let sql = " DELETE FROM leases WHERE (node, number) IN (SELECT node, number FROM r)";
+        rows.execute(transaction, sql, &[]).await?;
+        Ok(())
+    }
+
+    /// Gives back what `node` has leased, in steps of about `limit` deliveries. They are due at once,
+    /// unless they were leased for a manual attempt before they were due.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn release(
+        &self,
+        node: NodeId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        self.give_back(node, "", now, limit).await
+    }
+
+    /// Like [`Store::release`], because `node` has fallen silent: what it had was interrupted.
+    pub(super) async fn interrupt(
+        &self,
+        node: NodeId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        self.give_back(node, INTERRUPTED, now, limit).await
+    }
+
+    /// Goes on until something was given back, or until nothing is listed any more: rows whose
+    /// deliveries have all ended are passed over.
+    async fn give_back(
+        &self,
+        node: NodeId,
+        further: &str,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Release, Error> {
+        let set = format!("{RELEASED}{further}");
+        loop {
+            let transaction = self.dialect.begin(&self.write).await?;
+            let sql = format!(
+                "SELECT number, deliveries FROM leases WHERE node = $1 ORDER BY number LIMIT $2 {}",
+                self.dialect.skip_locked()
+            );
+            let values = vec![text(node.as_str()), bigint(i64::from(limit.min(MAX_ROWS)))];
+            let found = transaction.query_all_raw(self.dialect.statement(sql, values)).await?;
+            if found.is_empty() {
+                // Dropping it would keep a lock until the connection is used again.
+                transaction.rollback().await?;
+                return Ok(Release::default());
+            }
+            let mut numbers = Vec::with_capacity(found.len());
+            let mut listed = Vec::new();
+            for row in &found {
+                if listed.len() >= limit as usize {
+                    break;
+                }
+                numbers.push((node, row.try_get_by_index(0)?));
+                listed.extend(read(&row.try_get_by_index::<String>(1)?)?);
+            }
+            let all = (set.as_str(), "");
+            let released = self.release_listed(&transaction, node, all, &listed, now).await?;
+            self.remove_leases(&transaction, &numbers).await?;
+            let count = self.finish_change(transaction, &released, now).await?.len();
+            if count > 0 {
+                return Ok(Release { count });
+            }
+        }
+    }
+
+    /// Makes those of the listed deliveries due that `node` has leased.
+    async fn release_listed(
+        &self,
+        transaction: &DatabaseTransaction,
+        node: NodeId,
+        (set, condition): (&str, &str),
+        listed: &[(TenantId, DeliveryId)],
+        now: Timestamp,
+    ) -> Result<Vec<sea_orm::QueryResult>, Error> {
+        let columns = [("tenant_id", Type::Text), ("id", Type::Text)];
+        let mut rows = Rows::new(self.dialect, columns, listed.len());
+        for (tenant_id, id) in listed {
+            rows.push([text(tenant_id.as_str()), text(id.as_str())]);
+        }
+        let sql = format!(
+            " UPDATE deliveries SET {set}
+            WHERE (tenant_id, id) IN (SELECT tenant_id, id FROM r)
+              AND state = 2 AND leased_by = $2{condition} RETURNING *"
+        );
+        rows.query(transaction, &sql, &[bigint(now.as_micros()), text(node.as_str())]).await
+    }
+
+    /// Gives back what `node` has leased since before `older_than` and no longer knows of: a commit
+    /// that took effect without its confirmation, for example. `is_known` says what it knows.
+    ///
+    /// # Errors
+    /// When the database does not take it.
+    pub async fn release_unknown(
+        &self,
+        node: NodeId,
+        older_than: Timestamp,
+        is_known: impl Fn(DeliveryId) -> bool,
+        now: Timestamp,
+    ) -> Result<Release, Error> {
+        let mut total = Release::default();
+        let mut after = 0_i64;
+        loop {
+            let sql = "SELECT number, deliveries FROM leases
+                WHERE node = $1 AND number > $2 AND create_time < $3 ORDER BY number LIMIT $4";
+            let values = vec![
+                text(node.as_str()),
+                bigint(after),
+                bigint(older_than.as_micros()),
+                bigint(i64::from(MAX_ROWS)),
+            ];
+            let found = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
+            let mut numbers = Vec::new();
+            let mut unknown = Vec::new();
+            for row in &found {
+                after = row.try_get_by_index(0)?;
+                let listed = read(&row.try_get_by_index::<String>(1)?)?;
+                if listed.iter().all(|(_, id)| !is_known(*id)) {
+                    numbers.push((node, after));
+                }
+                unknown.extend(listed.into_iter().filter(|(_, id)| !is_known(*id)));
+            }
+            if !unknown.is_empty() {
+                let transaction = self.dialect.begin(&self.write).await?;
+                // Whoever leased one of them anew, this node for example, lists it in another row.
+                let before = format!(" AND update_time < {}", older_than.as_micros());
+                let which = (RELEASED, before.as_str());
+                let released =
+                    self.release_listed(&transaction, node, which, &unknown, now).await?;
+                self.remove_leases(&transaction, &numbers).await?;
+                total.count += self.finish_change(transaction, &released, now).await?.len();
+                self.leases.ended(unknown.iter().map(|(_, id)| *id));
+            }
+            if found.len() < MAX_ROWS as usize {
+                return Ok(total);
+            }
+        }
+    }
+}
+
+fn read(document: &str) -> Result<Vec<(TenantId, DeliveryId)>, Error> {
+    let listed: Listed = serde_json::from_str(document)?;
+    Ok(listed
+        .into_iter()
+        .flat_map(|(tenant, ids)| ids.into_iter().map(move |id| (tenant, id)))
+        .collect())
+}

@@ -1,0 +1,104 @@
+//! What a node has leased is listed in rows of many: nothing that is leased is ever missing there, and
+//! rows go when nothing in them is leased any more.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, Statement};
+use tidings::domain::delivery::State;
+use tidings::store::{Room, Store, SubscriptionRef};
+
+use crate::support::Database;
+use crate::support::make::{Maker, succeeded};
+
+/// How many rows of leases there are.
+async fn rows(database: &Database) -> i64 {
+    let connection =
+        sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
+    let statement =
+        Statement::from_string(connection.get_database_backend(), "SELECT count(*) FROM leases");
+    let row = connection.query_one_raw(statement).await.expect("answered").expect("a row");
+    let count = row.try_get_by_index(0).expect("a count");
+    connection.close().await.expect("closed");
+    count
+}
+
+async fn take_over(store: &Store) -> usize {
+    let now = store.now().await.expect("now");
+    store.take_over(now, 100).await.expect("taken over").count
+}
+
+on_both! {
+    async fn a_row_goes_when_the_last_of_its_deliveries_is_recorded(database: Database) {
+        const COUNT: usize = 120;
+        let (store, maker) = (database.open().await, Maker::new(51));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        store.register_node(node, Duration::from_mins(1)).await.expect("registered");
+        let claimed = {
+            maker.deliveries(&store, &subscription, COUNT, node, false, now).await;
+            let of = SubscriptionRef { tenant_id: tenant.id, id: subscription.id };
+            let room = Room { subscription: of, room: 1_000 };
+            store.claim(&[room], node, now, |_| true).await.expect("claimed")
+        };
+        assert_eq!(claimed.len(), COUNT);
+        assert_eq!(rows(&database).await, 3, "120 deliveries, 50 in a row");
+
+        let ended: Vec<_> =
+            claimed.iter().map(|claimed| succeeded(&claimed.delivery, now)).collect();
+        store.record(&ended[1..], now).await.expect("recorded");
+        store.remove_ended_leases().await.expect("removed");
+        assert_eq!(rows(&database).await, 1, "one delivery is under way");
+        assert_eq!(take_over(&store).await, 0, "its node lives");
+        store.remove_node(node).await.expect("removed");
+        assert_eq!(take_over(&store).await, 1);
+        assert_eq!(rows(&database).await, 0);
+        let first = &claimed[0].delivery;
+        let read = store.delivery(tenant.id, first.id).await.expect("read").expect("there");
+        assert_eq!(read.state, State::Scheduled);
+    }
+}
+
+on_both! {
+    async fn rows_of_what_has_ended_do_not_hide_what_has_not(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(52));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        // Never registered: it counts as silent. Each delivery is accepted alone, and has a row.
+        let node = maker.node(now);
+        let mut leased = Vec::new();
+        for _ in 0..30 {
+            leased.extend(maker.deliveries(&store, &subscription, 1, node, true, now).await);
+        }
+        let ended: Vec<_> = leased[..29].iter().map(|leased| succeeded(leased, now)).collect();
+        store.record(&ended, now).await.expect("recorded");
+        // Their rows are still there, since nobody has removed them, and come first.
+        let now = store.now().await.expect("now");
+        assert_eq!(store.take_over(now, 3).await.expect("taken over").count, 1);
+        assert_eq!(rows(&database).await, 0);
+    }
+}
+
+on_both! {
+    async fn what_nobody_remembers_is_found_in_the_table(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(53));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let leased = maker.deliveries(&store, &subscription, 2, node, true, now).await;
+        // Another process, as after a commit that was not confirmed: it remembers no row.
+        let other = database.open().await;
+        other.record(&[succeeded(&leased[0], now)], now).await.expect("recorded");
+        other.remove_ended_leases().await.expect("removed");
+        assert!(rows(&database).await > 0);
+        let later = now.plus(Duration::from_mins(2));
+        let released = other.release_unknown(node, later, |_| false, later).await.expect("looked");
+        assert_eq!(released.count, 1, "the one that has no result");
+        assert_eq!(rows(&database).await, 0);
+        let read = store.delivery(tenant.id, leased[1].id).await.expect("read").expect("there");
+        assert_eq!(read.state, State::Scheduled);
+    }
+}
