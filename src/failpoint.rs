@@ -28,8 +28,16 @@ macro_rules! fail_point {
     };
 }
 
+/// Like `fail_point!`, for work that waits on its thread.
+macro_rules! fail_point_blocking {
+    ($point:ident) => {
+        #[cfg(feature = "failpoints")]
+        $crate::failpoint::reach_blocking($crate::failpoint::FailPoint::$point)?;
+    };
+}
+
 #[cfg(feature = "failpoints")]
-pub use armed::{DELAY, FailPoint, Injected, arm, fail_at, reach};
+pub use armed::{DELAY, FailPoint, Injected, arm, fail_at, reach, reach_blocking};
 
 #[cfg(feature = "failpoints")]
 mod armed {
@@ -151,15 +159,31 @@ mod armed {
     /// # Errors
     /// When it is set to fail.
     pub async fn reach(point: FailPoint) -> Result<(), Injected> {
-        let Some(action) = action(point) else { return Ok(()) };
+        if act(point)? {
+            tokio::time::sleep(DELAY).await;
+        }
+        Ok(())
+    }
+
+    /// Like [`reach`], for a thread that may wait.
+    ///
+    /// # Errors
+    /// When it is set to fail.
+    pub fn reach_blocking(point: FailPoint) -> Result<(), Injected> {
+        if act(point)? {
+            std::thread::sleep(DELAY);
+        }
+        Ok(())
+    }
+
+    /// Aborts, fails, or says whether to wait.
+    fn act(point: FailPoint) -> Result<bool, Injected> {
+        let Some(action) = action(point) else { return Ok(false) };
         tracing::warn!(fail.point = point.name(), fail.action = action, "a fail point fires");
         match action.as_str() {
             "abort" => std::process::abort(),
             "error" => Err(Injected(point.name())),
-            _ => {
-                tokio::time::sleep(DELAY).await;
-                Ok(())
-            }
+            _ => Ok(true),
         }
     }
 

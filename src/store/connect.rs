@@ -19,7 +19,7 @@ use sea_orm::{
 use super::dialect::Dialect;
 use super::ends::Ends;
 use super::leases::Leases;
-use super::line::Lines;
+use super::line::{Lines, postgres, sqlite};
 use super::pooler::Sessions;
 use super::vault::{KeySource, Vault};
 use super::wake::Wakes;
@@ -28,7 +28,7 @@ use super::{Error, Store, pooler};
 /// How long a query waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long SQLite waits for another process (`tidings keys create`, for example) to finish writing.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Has PostgreSQL end a transaction whose client says nothing for 5 s: a replica that was stopped, or
 /// that the network has cut off, must not keep its locks on tenants' feeds and on idempotency keys.
 /// Others wait for those, and TCP would tell of it after hours. Ours never pause: between two
@@ -138,7 +138,8 @@ impl Store {
     }
 
     async fn open_sqlite(options: SqliteConnectOptions, vault: Vault) -> Result<Self, Error> {
-        make_private(options.get_filename());
+        let path = options.get_filename().to_path_buf();
+        make_private(&path);
         let options = options
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
@@ -159,10 +160,11 @@ impl Store {
         let write = pool(1).after_release(|connection, _| Box::pin(is_sound(connection)));
         let write = write.connect_with(options.clone()).await.map_err(not_connected)?;
         let read = pool(SQLITE_READERS).connect_lazy_with(options);
+        let lines = Lines::Sqlite(sqlite::Line::new(write.clone(), path));
         Ok(Self {
             write: SqlxSqliteConnector::from_sqlx_sqlite_pool(write),
             read: SqlxSqliteConnector::from_sqlx_sqlite_pool(read),
-            lines: None,
+            lines,
             dialect: Dialect::Sqlite,
             wakes: Wakes::default(),
             sessions: Sessions::Own,
@@ -177,9 +179,9 @@ impl Store {
         max_connections: u32,
         vault: Vault,
     ) -> Result<Self, Error> {
-        let lines = Lines::new(&options, SETTINGS, ACQUIRE_TIMEOUT);
+        let lines = postgres::Lines::new(&options, SETTINGS, ACQUIRE_TIMEOUT);
         let pool = PgPoolOptions::new()
-            .max_connections(max_connections.saturating_sub(Lines::COUNT).max(MIN_POOL))
+            .max_connections(max_connections.saturating_sub(postgres::Lines::COUNT).max(MIN_POOL))
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A test before each use would cost a round trip per query; a broken connection shows
             // itself in the query, and the pool replaces it.
@@ -200,7 +202,7 @@ impl Store {
         Ok(Self {
             write: connection.clone(),
             read: connection,
-            lines: Some(lines),
+            lines: Lines::Postgres(lines),
             dialect: Dialect::Postgres,
             wakes: Wakes::default(),
             sessions,
@@ -226,11 +228,9 @@ impl Store {
 
     /// Closes all connections.
     pub async fn close(self) {
-        if let Some(lines) = &self.lines {
-            lines.close().await;
-        }
         // Closing can only fail to say goodbye; everything acknowledged is committed.
         let _ = self.write.close().await;
+        self.lines.close().await;
         let _ = self.read.close().await;
     }
 

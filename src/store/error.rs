@@ -1,5 +1,8 @@
 //! What can go wrong with a database, in the two ways that matter to a caller.
 
+use std::borrow::Cow;
+
+use sea_orm::sqlx::error::{DatabaseError, ErrorKind};
 use sea_orm::{DbErr, RuntimeErr};
 
 /// A query did not give its answer.
@@ -55,7 +58,7 @@ impl Error {
         else {
             return false;
         };
-        let code = cause.as_database_error().and_then(sea_orm::sqlx::error::DatabaseError::code);
+        let code = cause.as_database_error().and_then(DatabaseError::code);
         code.is_some_and(|code| is_full_code(&code))
     }
 }
@@ -75,6 +78,53 @@ impl From<DbErr> for Error {
 /// The database refused a statement that went past sea-orm.
 pub(super) fn refused(error: sea_orm::sqlx::Error) -> Error {
     Error::from(DbErr::Query(RuntimeErr::SqlxError(std::sync::Arc::new(error))))
+}
+
+/// SQLite refused something on the line: told as the driver would have told it.
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        refused(match error {
+            rusqlite::Error::SqliteFailure(..) => {
+                sea_orm::sqlx::Error::Database(Box::new(SqliteFailure(error)))
+            }
+            error => sea_orm::sqlx::Error::Decode(Box::new(error)),
+        })
+    }
+}
+
+/// An error of SQLite's that did not come through the driver.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct SqliteFailure(#[from] rusqlite::Error);
+
+impl DatabaseError for SqliteFailure {
+    fn message(&self) -> &str {
+        match &self.0 {
+            rusqlite::Error::SqliteFailure(_, Some(message)) => message,
+            _ => "SQLite gave no reason",
+        }
+    }
+
+    fn code(&self) -> Option<Cow<'_, str>> {
+        let code = self.0.sqlite_error()?.extended_code;
+        Some(Cow::Owned(code.to_string()))
+    }
+
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Other
+    }
+
+    fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+        self
+    }
+
+    fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+        self
+    }
 }
 
 #[cfg(feature = "failpoints")]

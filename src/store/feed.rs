@@ -5,6 +5,7 @@
 //! missed nothing before N. See `docs/adr/0003-feed-order.md`.
 
 mod change;
+mod sqlite;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;

@@ -73,14 +73,12 @@ use wake::Wakes;
 /// The database: one writing side and one reading side.
 ///
 /// On SQLite the writing side is a single connection, since SQLite has a single writer, and the
-/// reading side a pool. On PostgreSQL both are the same pool, and the hot path has connections of its
-/// own.
+/// reading side a pool. On PostgreSQL both are the same pool. The hot path has connections of its own.
 #[derive(Clone, Debug)]
 pub struct Store {
     write: DatabaseConnection,
     read: DatabaseConnection,
-    /// PostgreSQL's alone.
-    lines: Option<Lines>,
+    lines: Lines,
     dialect: Dialect,
     wakes: Wakes,
     sessions: Sessions,

@@ -110,6 +110,46 @@ on_both! {
 }
 
 on_both! {
+    async fn a_fenced_result_keeps_none_of_the_others_back(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(41));
+        let now = store.now().await.expect("now");
+        let (first, second) = (maker.tenant(&store, now).await, maker.tenant(&store, now).await);
+        let mut leased = Vec::new();
+        for tenant in [&first, &second] {
+            let subscription = maker.subscription(&store, tenant.id, now).await;
+            leased.extend(maker.deliveries(&store, &subscription, 20, maker.node(now), true, now).await);
+        }
+        // All of one tenant's and every third of the other's change before their results come.
+        let is_changed = |place: usize| place >= 20 || place % 3 == 0;
+        let mut positions = Vec::new();
+        for (place, delivery) in leased.iter().enumerate() {
+            if is_changed(place) {
+                store.cancel(delivery.tenant_id, delivery.id, now).await.expect("canceled");
+            }
+        }
+        for tenant in [&first, &second] {
+            positions.push(store.feed_head(tenant.id).await.expect("read").expect("a feed").position);
+        }
+        let ended: Vec<_> = leased.iter().map(|delivery| succeeded(delivery, now)).collect();
+        let fenced = store.record(&ended, now).await.expect("recorded").fenced;
+        for (place, delivery) in leased.iter().enumerate() {
+            let (is_fenced, expected) = if is_changed(place) { (true, State::Canceled) } else { (false, State::Succeeded) };
+            assert_eq!(fenced.contains(&delivery.id), is_fenced);
+            assert_eq!(state(&store, delivery).await, expected);
+            let attempts = store.list_attempts(delivery.tenant_id, delivery.id, 0, 10).await.expect("read").items;
+            assert_eq!(attempts.len(), usize::from(!is_fenced), "an attempt comes with its result");
+        }
+        // The feed tells what was written, and of nothing else.
+        let told = store.read_feed(first.id, positions[0], 100).await.expect("read");
+        let told: Vec<_> = told.into_iter().flat_map(|row| row.changes).map(|change| change.id).collect();
+        let mut done: Vec<_> = leased[..20].iter().enumerate().filter(|(place, _)| !is_changed(*place)).map(|(_, d)| d.id).collect();
+        done.sort_unstable();
+        assert_eq!(told, done);
+        assert_eq!(store.feed_head(second.id).await.expect("read").expect("a feed").position, positions[1]);
+    }
+}
+
+on_both! {
     async fn claims_are_fair_and_bounded(database: Database) {
         let (store, maker) = (database.open().await, Maker::new(3));
         let now = store.now().await.expect("now");

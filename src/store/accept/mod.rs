@@ -5,7 +5,8 @@
 //! needs, so nothing has to be read first. The transaction itself finds out whether that still holds,
 //! and stores nothing when it does not: because the settings have changed since, or because an
 //! earlier request had one of the keys. On PostgreSQL all of it is one statement, and one round trip
-//! (`docs/adr/0011-one-statement.md`); SQLite, which is in this process, takes a few.
+//! (`docs/adr/0011-one-statement.md`); SQLite, which is in this process, takes one for each row
+//! (`docs/adr/0014-sqlite-line.md`).
 
 mod postgres;
 mod sqlite;
@@ -20,6 +21,7 @@ use crate::domain::event::Event;
 use crate::domain::id::{EventId, NodeId, TenantId};
 
 use super::bulk::{Rows, Type, text};
+use super::line::Lines;
 use super::rows::PLATFORM;
 use super::{Catalog, Error, Store};
 
@@ -108,11 +110,11 @@ impl Store {
         let leased = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
         let leases = self.leases.open(new.node, leased.clone())?;
         let became = match &self.lines {
-            Some(lines) => {
+            Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);
                 postgres::accept(&lines.accepting, new, &leases).await
             }
-            None => self.accept_in_transaction(new, &leases).await,
+            Lines::Sqlite(line) => sqlite::accept(line, new, &leases).await,
         };
         if matches!(became, Ok(AcceptResult::Stored)) {
             fail_point!(AcceptAfterCommit);

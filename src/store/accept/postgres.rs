@@ -14,7 +14,7 @@ use super::super::Error;
 use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
 use super::super::leases::Lease;
-use super::super::line::Line;
+use super::super::line::postgres::Line;
 use super::super::rows::{channel_code, json};
 use super::{AcceptResult, Acceptance};
 

@@ -2,6 +2,7 @@
 //! change cannot make another. A node that lost its lease therefore overwrites nothing.
 
 mod postgres;
+mod sqlite;
 
 use std::collections::HashSet;
 
@@ -15,6 +16,7 @@ use crate::domain::id::{DeliveryId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
 use super::entity::delivery;
+use super::line::Lines;
 use super::rows::{json, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
 
@@ -71,13 +73,12 @@ impl Store {
         if ended.is_empty() {
             return Ok(Recorded::default());
         }
-        if let Some(lines) = &self.lines
-            && seen.is_empty()
-            && postgres::record(&lines.recording, ended, now).await?
+        if seen.is_empty()
+            && let Some(fenced) = self.record_on_line(ended, now).await?
         {
             fail_point!(RecordAfterCommit);
             self.recorded(ended);
-            return Ok(Recorded::default());
+            return Ok(Recorded { fenced, health: Vec::new() });
         }
         let transaction = self.dialect.begin(&self.write).await?;
         let applied = self.update_deliveries(&transaction, ended).await?;
@@ -103,6 +104,22 @@ impl Store {
     fn recorded(&self, ended: &[Ended]) {
         self.leases.ended(ended.iter().map(|ended| ended.after.id));
         self.wakes.wake();
+    }
+
+    /// Writes how leases ended, and returns which were fenced; `None`, and nothing is written, when the
+    /// longer way has to be taken.
+    async fn record_on_line(
+        &self,
+        ended: &[Ended],
+        now: Timestamp,
+    ) -> Result<Option<HashSet<DeliveryId>>, Error> {
+        match &self.lines {
+            Lines::Postgres(lines) => {
+                let is_done = postgres::record(&lines.recording, ended, now).await?;
+                Ok(is_done.then(HashSet::new))
+            }
+            Lines::Sqlite(line) => sqlite::record(line, ended, now).await.map(Some),
+        }
     }
 
     async fn update_deliveries(

@@ -13,7 +13,7 @@ use super::super::Error;
 use super::super::accept::column;
 use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
-use super::super::line::Line;
+use super::super::line::postgres::Line;
 use super::super::rows::{json, outcome_code, trigger_code};
 use super::Ended;
 

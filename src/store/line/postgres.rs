@@ -15,25 +15,25 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, P
 use sea_orm::sqlx::{self, Connection, Executor};
 use tokio::sync::Mutex;
 
-use super::feed::PgQuery;
+use super::super::feed::PgQuery;
 
 /// Has PostgreSQL plan a statement once: the plans of ours do not depend on their values.
 const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
 
 /// One for each of the two statements. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Lines {
-    pub(super) accepting: Line,
-    pub(super) recording: Line,
+pub(in super::super) struct Lines {
+    pub(in super::super) accepting: Line,
+    pub(in super::super) recording: Line,
 }
 
 impl Lines {
     /// How many connections they have at most.
-    pub(super) const COUNT: u32 = 2;
+    pub(in super::super) const COUNT: u32 = 2;
 
     /// Lines that connect when they are first used; `settings` is what a new connection is told, and
     /// `patience` how long connecting may take.
-    pub(super) fn new(
+    pub(in super::super) fn new(
         options: &PgConnectOptions,
         settings: &'static [&'static str],
         patience: Duration,
@@ -54,7 +54,7 @@ impl Lines {
 
 /// A connection. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Line(Arc<Inner>);
+pub(in super::super) struct Line(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -66,7 +66,10 @@ struct Inner {
 
 impl Line {
     /// Runs a statement that returns one value, when those before it have ended.
-    pub(super) async fn fetch<'q, O>(&self, query: PgQuery<'q, O>) -> Result<O, sqlx::Error>
+    pub(in super::super) async fn fetch<'q, O>(
+        &self,
+        query: PgQuery<'q, O>,
+    ) -> Result<O, sqlx::Error>
     where
         O: Send + Unpin + 'q,
         (O,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
