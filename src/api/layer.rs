@@ -32,6 +32,9 @@ use tower::{Layer, Service};
 use super::Reason;
 use super::access::{Access, Table};
 use super::auth::Auth;
+use super::direct::Direct;
+use super::events::Events;
+use super::proto::event_service_server::EventServiceServer;
 use super::status::{self, Failure};
 
 /// How long before its deadline a call ends: tonic keeps the same deadline with a timer of its own,
@@ -160,15 +163,19 @@ fn explained(response: Response<Body>) -> Response<Body> {
     }
 }
 
-/// Puts a [`Gate`] around a service.
+/// Puts a [`Gate`] around the service of events and all others.
 #[derive(Clone)]
-pub(super) struct GateLayer(pub Arc<Gate>);
+pub(super) struct GateLayer {
+    pub gate: Arc<Gate>,
+    pub events: EventServiceServer<Events>,
+}
 
 impl<S> Layer<S> for GateLayer {
-    type Service = Gated<S>;
+    type Service = Gated<Direct<S>>;
 
-    fn layer(&self, inner: S) -> Gated<S> {
-        Gated { gate: Arc::clone(&self.0), inner }
+    fn layer(&self, others: S) -> Gated<Direct<S>> {
+        let inner = Direct { events: self.events.clone(), others };
+        Gated { gate: Arc::clone(&self.gate), inner }
     }
 }
 

@@ -14,6 +14,7 @@ mod catalog;
 mod context;
 mod convert;
 mod deliveries;
+mod direct;
 mod events;
 mod layer;
 mod listener;
@@ -246,6 +247,7 @@ impl Api {
     /// When the server cannot be built.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
         let routes = self.routes()?;
+        let events = self.events();
         let Self { config, server, context, touches, health, closing } = self;
         let shutdown = context.shutdown.clone();
         let connections = listener::connections(
@@ -271,7 +273,7 @@ impl Api {
             closing.cancel();
         };
         let serving = server
-            .layer(GateLayer(Arc::new(gate)))
+            .layer(GateLayer { gate: Arc::new(gate), events })
             .add_routes(routes)
             .serve_with_incoming_shutdown(connections, signal);
         tokio::select! {
@@ -281,6 +283,14 @@ impl Api {
         }
     }
 
+    /// The service to which nearly all calls go.
+    fn events(&self) -> EventServiceServer<events::Events> {
+        EventServiceServer::new(events::Events(Arc::clone(&self.context)))
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(MAX_RESPONSE_BYTES)
+    }
+
+    /// All other services.
     fn routes(&self) -> Result<Routes, Error> {
         macro_rules! limited {
             ($server:ident, $service:expr) => {
@@ -298,11 +308,8 @@ impl Api {
                 // ErrorInfo, BadRequest, RetryInfo: so that tools can decode the details of errors.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
-        Ok(Routes::new(limited!(EventServiceServer, events::Events(context())))
-            .add_service(limited!(
-                SubscriptionServiceServer,
-                subscriptions::Subscriptions(context())
-            ))
+        let subscriptions = subscriptions::Subscriptions(context());
+        Ok(Routes::new(limited!(SubscriptionServiceServer, subscriptions))
             .add_service(limited!(SuppressionServiceServer, suppressions::Suppressions(context())))
             .add_service(limited!(DeliveryServiceServer, deliveries::Deliveries(context())))
             .add_service(limited!(CatalogServiceServer, catalog::Catalog(context())))

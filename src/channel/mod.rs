@@ -69,8 +69,8 @@ impl Channels {
         #[cfg(feature = "failpoints")]
         crate::failpoint::fail_at(&task.event.event_type);
         match &task.subscription.spec.channel {
-            Channel::Webhook(settings) => self.webhook.attempt(task, settings).await,
-            // Apart, so that the attempts of webhooks do not carry its size around.
+            // Both apart: whoever waits for an attempt hands its future on, and these are large.
+            Channel::Webhook(settings) => Box::pin(self.webhook.attempt(task, settings)).await,
             Channel::Email(settings) => {
                 let turn = turn.and_then(|Turn(turn)| turn);
                 Box::pin(self.mailer.attempt(task, settings, turn)).await

@@ -20,7 +20,7 @@ use super::queue::{Job, Permit, Queue};
 const MAX_EVENTS: usize = 500;
 
 /// Leases, or takes from the queue, what is to go out in the message of `first`.
-pub(super) async fn rest(shared: &Shared, queue: &Queue, first: &Job) -> Vec<Job> {
+pub(super) async fn rest(shared: &Shared, queue: &Queue, first: &Job) -> Vec<Box<Job>> {
     let of =
         SubscriptionRef { tenant_id: first.delivery.tenant_id, id: first.delivery.subscription_id };
     let recipient = first.delivery.recipient.as_str();
@@ -46,14 +46,14 @@ pub(super) async fn rest(shared: &Shared, queue: &Queue, first: &Job) -> Vec<Job
     for claimed in claimed {
         let Some(mut permit) = permits.remove(&claimed.delivery.id) else { continue };
         queue.occupy(&mut permit, claimed.delivery.id);
-        jobs.push(Job {
+        jobs.push(Box::new(Job {
             delivery: claimed.delivery,
             event: claimed.event,
             catalog: first.catalog.clone(),
             settings_time: first.settings_time,
             settings_seen: first.settings_seen,
             permit,
-        });
+        }));
     }
     // Last: by now everything that a claim had leased before is in the queue.
     let is_wanted = |job: &Job| job.delivery.recipient == recipient;

@@ -8,9 +8,14 @@
 //! never takes all places, and a quarter of the places and of the bytes is kept for the first few
 //! deliveries of each lane, so that slow endpoints cannot lock out a good one.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::domain::delivery::Delivery;
@@ -75,17 +80,41 @@ impl Drop for Permit {
 }
 
 struct Inner {
-    lanes: Mutex<Lanes<Job>>,
+    /// Jobs are large, and are handed on often.
+    lanes: Mutex<Lanes<Box<Job>>>,
     in_flight: Slots,
     worker: Worker,
     tracker: TaskTracker,
-    aborted: tokio_util::sync::CancellationToken,
+    aborted: Abort,
     /// Tells the claimer that there is room again.
     room: Notify,
 }
 
+/// Ends attempts. Cheap to clone, and to look at.
+#[derive(Clone, Default)]
+struct Abort {
+    token: CancellationToken,
+    is_set: Arc<AtomicBool>,
+}
+
+impl Abort {
+    fn set(&self) {
+        self.is_set.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Acquire)
+    }
+
+    /// Waits until it is set.
+    async fn ended(&self) {
+        self.token.cancelled().await;
+    }
+}
+
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Lanes<Job>> {
+    fn lock(&self) -> MutexGuard<'_, Lanes<Box<Job>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -101,7 +130,7 @@ impl Queue {
             in_flight: Slots::new(config.max_in_flight),
             worker,
             tracker: TaskTracker::new(),
-            aborted: tokio_util::sync::CancellationToken::new(),
+            aborted: Abort::default(),
             room: Notify::new(),
         }))
     }
@@ -159,8 +188,8 @@ impl Queue {
         id: SubscriptionId,
         is_wanted: impl Fn(&Job) -> bool,
         limit: usize,
-    ) -> Vec<Job> {
-        self.0.lock().take_waiting(id, is_wanted, limit)
+    ) -> Vec<Box<Job>> {
+        self.0.lock().take_waiting(id, |job| is_wanted(job), limit)
     }
 
     fn permit(&self, place: Place) -> Permit {
@@ -168,7 +197,8 @@ impl Queue {
     }
 
     /// Takes over a leased delivery. It is attempted as soon as its lane allows.
-    pub fn push(&self, mut job: Job) {
+    pub fn push(&self, job: Job) {
+        let mut job = Box::new(job);
         let id = job.delivery.subscription_id;
         let limit = self.0.worker.allowed(id, job.catalog.subscription(id).map(AsRef::as_ref));
         let mut lanes = self.0.lock();
@@ -183,20 +213,30 @@ impl Queue {
         self.start(starting);
     }
 
-    fn start(&self, jobs: Vec<Job>) {
+    fn start(&self, jobs: Vec<Box<Job>>) {
         for job in jobs {
             let (queue, aborted) = (self.clone(), self.0.aborted.clone());
             self.0.tracker.spawn(async move {
-                tokio::select! {
-                    () = aborted.cancelled() => {}
-                    () = queue.work(job) => {}
-                }
+                let (mut work, mut ended) = (pin!(queue.work(job)), pin!(aborted.ended()));
+                let mut is_watched = false;
+                poll_fn(|context| {
+                    if work.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    // A task keeps its waker, so it is enough to have asked once. Asking takes locks.
+                    if is_watched && !aborted.is_set() {
+                        return Poll::Pending;
+                    }
+                    is_watched = true;
+                    ended.as_mut().poll(context)
+                })
+                .await;
             });
         }
     }
 
     /// Works through a lane until nothing waits in it, or it has more workers than it may have.
-    async fn work(self, first: Job) {
+    async fn work(self, first: Box<Job>) {
         let id = first.delivery.subscription_id;
         let mut next = Some(first);
         while let Some(job) = next {
@@ -219,7 +259,7 @@ impl Queue {
 
     /// Waits until an attempt may begin, or no longer makes sense. Nothing comes of it when the lane may
     /// have fewer workers by then: the job waits again, and the worker has to go.
-    async fn turn(&self, mut job: Job) -> Option<(Job, Turn)> {
+    async fn turn(&self, mut job: Box<Job>) -> Option<(Box<Job>, Turn)> {
         let id = job.delivery.subscription_id;
         loop {
             let now = self.0.worker.clock().now();
@@ -248,7 +288,7 @@ impl Queue {
     }
 
     /// The job, unless its worker has to go.
-    fn keep(&self, job: Job) -> Option<Job> {
+    fn keep(&self, job: Box<Job>) -> Option<Box<Job>> {
         let id = job.delivery.subscription_id;
         let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
         let allowed = self.0.worker.allowed(id, subscription);
@@ -313,6 +353,6 @@ impl Queue {
 
     /// Ends the attempts that are still under way.
     pub(super) fn abort(&self) {
-        self.0.aborted.cancel();
+        self.0.aborted.set();
     }
 }

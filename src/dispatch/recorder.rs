@@ -33,14 +33,14 @@ pub(super) struct Finished {
 /// Where results go. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Handle {
-    results: mpsc::Sender<Finished>,
+    results: mpsc::Sender<Box<Finished>>,
     closing: Arc<watch::Sender<bool>>,
     drained: watch::Receiver<bool>,
 }
 
 /// The recorder's end of a [`Handle`].
 pub(super) struct Results {
-    finished: mpsc::Receiver<Finished>,
+    finished: mpsc::Receiver<Box<Finished>>,
     closing: watch::Receiver<bool>,
     drained: watch::Sender<bool>,
 }
@@ -56,7 +56,7 @@ pub(super) fn channel(size: usize) -> (Handle, Results) {
 
 impl Handle {
     /// Takes a result; waits while too many wait.
-    pub(super) async fn send(&self, finished: Finished) {
+    pub(super) async fn send(&self, finished: Box<Finished>) {
         // The recorder is gone only when the process is about to end; the lease runs out then.
         let _ = self.results.send(finished).await;
     }
@@ -99,12 +99,13 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 }
 
 /// Records a batch, however long the database takes.
-async fn record(shared: &Shared, batch: Vec<Finished>) {
+async fn record(shared: &Shared, batch: Vec<Box<Finished>>) {
     let (mut ended, mut permits, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     for finished in batch {
-        ended.push(finished.ended);
-        permits.push(finished.permit);
-        seen.extend(finished.seen);
+        let Finished { ended: one, seen: of_endpoint, permit } = *finished;
+        ended.push(one);
+        permits.push(permit);
+        seen.extend(of_endpoint);
     }
     // One order for all transactions, so that they never wait for each other in a circle.
     // (Results are large: the keys are sorted, and each result is moved once.)

@@ -86,12 +86,12 @@ impl Worker {
     }
 
     /// What else goes out in the message of `first`.
-    pub(super) async fn rest_of_digest(&self, queue: &Queue, first: &Job) -> Vec<Job> {
+    pub(super) async fn rest_of_digest(&self, queue: &Queue, first: &Job) -> Vec<Box<Job>> {
         digest::rest(&self.shared, queue, first).await
     }
 
     /// Brings one delivery a step further, and with it those that go out in the same message.
-    pub(super) async fn run(&self, mut first: Job, further: Vec<Job>, turn: Turn) {
+    pub(super) async fn run(&self, mut first: Box<Job>, further: Vec<Box<Job>>, turn: Turn) {
         let Some(catalog) = self.settings(&mut first).await else { return };
         let subscription = catalog.subscription(first.delivery.subscription_id).cloned();
         let may_attempt =
@@ -111,20 +111,20 @@ impl Worker {
                 tracing::warn!(delivery.id = %job.delivery.id, "the lease of the delivery has run out; it is left to others");
                 continue;
             }
-            let (end, delivery) =
-                (verdict(&job.delivery, subscription.as_deref(), now), job.delivery);
+            let end = verdict(&job.delivery, subscription.as_deref(), now);
+            if end.is_none() && standing == Standing::MayGo {
+                going.push(job);
+                continue;
+            }
+            let Job { delivery, event, permit, .. } = *job;
             let after = match (end, standing) {
                 (Some((state, reason)), _) => ended_without_attempt(delivery, state, reason, now),
                 (None, Standing::Suppressed(reason)) => {
                     ended_without_attempt(delivery, State::Suppressed, Some(reason), now)
                 }
-                (None, Standing::Waits) => given_back(delivery, &job.event, now),
-                (None, Standing::MayGo) => {
-                    going.push(Job { delivery, ..job });
-                    continue;
-                }
+                (None, Standing::Waits | Standing::MayGo) => given_back(delivery, &event, now),
             };
-            self.record(Ended { after, attempt: None }, job.permit).await;
+            self.record(Ended { after, attempt: None }, permit).await;
         }
         if let Some(subscription) = subscription {
             self.attempt(going, &catalog, &subscription).await;
@@ -164,7 +164,7 @@ impl Worker {
     /// Makes one attempt for all of `jobs`, and records it for each.
     async fn attempt(
         &self,
-        mut jobs: Vec<Job>,
+        mut jobs: Vec<Box<Job>>,
         catalog: &Catalog,
         subscription: &Arc<Subscription>,
     ) {
@@ -177,7 +177,7 @@ impl Worker {
             self.shared.task(&job.delivery, &job.event, catalog, subscription, Trigger::Automatic)
         };
         let mut task = task_of(&first);
-        task.digest = jobs.as_slice().iter().map(digest_item).collect();
+        task.digest = jobs.as_slice().iter().map(|job| digest_item(job)).collect();
         let made = self.shared.attempt_in_turn(&first.delivery, &task).await;
         if let Made::Attempt(attempt) = &made {
             self.shared.suppress_bounced(&task, attempt).await;
@@ -195,12 +195,14 @@ impl Worker {
                 Made::Fatal(_) | Made::Nothing => Made::Nothing,
                 Made::Waits(wait) => Made::Waits(*wait),
             };
-            let ended = self.ended(job.delivery, made, catalog, subscription, (now, random));
-            self.record(ended, job.permit).await;
+            let Job { delivery, permit, .. } = *job;
+            let ended = self.ended(delivery, made, catalog, subscription, (now, random));
+            self.record(ended, permit).await;
         }
         let now = self.shared.clock.now();
-        let ended = self.ended(first.delivery, made, catalog, subscription, (now, random));
-        self.record(ended, first.permit).await;
+        let Job { delivery, permit, .. } = *first;
+        let ended = self.ended(delivery, made, catalog, subscription, (now, random));
+        self.record(ended, permit).await;
     }
 
     /// How a delivery stands after an attempt, or without one.
@@ -232,9 +234,10 @@ impl Worker {
         }
     }
 
-    async fn record(&self, ended: Ended, permit: Permit) {
+    /// Hands over a result. It is large: nobody who waits is to carry it along.
+    fn record(&self, ended: Ended, permit: Permit) -> impl Future<Output = ()> + Send + '_ {
         let seen = self.shared.seen(&ended);
-        self.recorder.send(Finished { ended, seen, permit }).await;
+        self.recorder.send(Box::new(Finished { ended, seen, permit }))
     }
 
     /// Whether the endpoint may have a request: what was true when the delivery was leased may not

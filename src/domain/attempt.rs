@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Timestamp;
 use super::event::Event;
+use super::header_list::HeaderList;
 use super::id::DeliveryId;
 use super::subscription::Subscription;
 use super::tenant::Tenant;
@@ -165,9 +166,6 @@ pub struct Failure {
     pub message: String,
 }
 
-/// Header names and values in order.
-pub type HeaderList = Vec<(String, String)>;
-
 /// Where an attempt's time went: one phase after the other. A phase that was never begun has no
 /// time; the last one that has one is where a failed attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -256,8 +254,8 @@ impl Report {
             duration: Duration::ZERO,
             timings: None,
             http_status: None,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
+            request_headers: HeaderList::default(),
+            response_headers: HeaderList::default(),
             response_body: Vec::new(),
             smtp_reply: String::new(),
             failure: None,

@@ -14,6 +14,7 @@ pub mod envelope;
 pub mod event;
 pub mod event_type;
 pub mod feedback;
+pub mod header_list;
 pub mod headers;
 pub mod health;
 pub mod id;

@@ -57,20 +57,25 @@ impl TraceContext {
 
     /// The trace id in 32 lower-case hexadecimal digits.
     pub fn trace_id_hex(&self) -> String {
-        format!("{:032x}", self.trace_id)
+        hex::encode(self.trace_id.to_be_bytes())
     }
 
     /// The span id in 16 lower-case hexadecimal digits.
     pub fn span_id_hex(&self) -> String {
-        format!("{:016x}", self.span_id)
+        hex::encode(self.span_id.to_be_bytes())
     }
 }
 
 /// The `traceparent` header.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let flags = u8::from(self.sampled);
-        write!(f, "00-{:032x}-{:016x}-{flags:02x}", self.trace_id, self.span_id)
+        // Digit by digit: each event has several of them, and `{:032x}` takes long.
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let written = hex::encode_to_slice(self.trace_id.to_be_bytes(), &mut text[3..35])
+            .and_then(|()| hex::encode_to_slice(self.span_id.to_be_bytes(), &mut text[36..52]));
+        text[54] += u8::from(self.sampled);
+        // The places are as long as what is written into them, and digits are text.
+        f.write_str(written.ok().and_then(|()| std::str::from_utf8(&text).ok()).unwrap_or_default())
     }
 }
 

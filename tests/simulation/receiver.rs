@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 
 use tidings::domain::Timestamp;
 use tidings::domain::attempt::{ErrorKind, Failure, Outcome, Report};
+use tidings::domain::header_list::HeaderList;
 
 use super::faults::Fired;
 
@@ -93,8 +94,8 @@ impl Receiver {
             duration,
             timings: None,
             http_status: status,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
+            request_headers: HeaderList::default(),
+            response_headers: HeaderList::default(),
             response_body: Vec::new(),
             smtp_reply: String::new(),
             failure,

@@ -1,8 +1,9 @@
 //! Deliveries and attempts.
 
 use crate::api::proto as pb;
-use crate::domain::attempt::{Attempt, ErrorKind, Failure, HeaderList, Timings, Trigger};
+use crate::domain::attempt::{Attempt, ErrorKind, Failure, Timings, Trigger};
 use crate::domain::delivery::{Delivery, LastAttempt, State};
+use crate::domain::header_list::HeaderList;
 use crate::domain::id::{EventId, SubscriptionId};
 use crate::domain::{Timestamp, Violations};
 use crate::feed::Filter;
@@ -67,14 +68,14 @@ pub(crate) fn attempt_to_proto(attempt: Attempt) -> pb::Attempt {
         start_time: Some(timestamp_to_proto(report.start_time)),
         duration: Some(duration_to_proto(report.duration)),
         http_status: report.http_status.map_or(0, i32::from),
-        response_headers: headers_to_proto(report.response_headers),
+        response_headers: headers_to_proto(&report.response_headers),
         response_body: report.response_body.into(),
         smtp_reply: report.smtp_reply,
         error_kind,
         error_message,
         trace_id: attempt.trace.trace_id_hex(),
         span_id: attempt.trace.span_id_hex(),
-        request_headers: headers_to_proto(report.request_headers),
+        request_headers: headers_to_proto(&report.request_headers),
         timings: report.timings.map(timings_to_proto),
     }
 }
@@ -89,8 +90,10 @@ fn timings_to_proto(timings: Timings) -> pb::AttemptTimings {
     }
 }
 
-fn headers_to_proto(headers: HeaderList) -> Vec<pb::Header> {
-    headers.into_iter().map(|(name, value)| pb::Header { name, value }).collect()
+fn headers_to_proto(headers: &HeaderList) -> Vec<pb::Header> {
+    let header =
+        |(name, value): (&str, &str)| pb::Header { name: name.into(), value: value.into() };
+    headers.iter().map(header).collect()
 }
 
 fn failure_to_proto(failure: Option<&Failure>) -> (i32, String) {

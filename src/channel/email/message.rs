@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::dkim::Signer;
 use super::reply::Verdict;
 use crate::domain::Timestamp;
-use crate::domain::attempt::{ErrorKind, HeaderList, Task};
+use crate::domain::attempt::{ErrorKind, Task};
 use crate::domain::channel::EmailChannel;
 use crate::domain::feedback::webhook::SENDGRID_ARGUMENT;
+use crate::domain::header_list::HeaderList;
 use crate::domain::id::DeliveryId;
 use crate::domain::mail::{self, Look, Occasion};
 use crate::domain::mail_address::MailAddress;
@@ -260,8 +261,8 @@ fn recorded(bytes: &[u8]) -> HeaderList {
     head.split("\r\n")
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| match name {
-            "List-Unsubscribe" => (name.to_owned(), "***".to_owned()),
-            _ => (name.to_owned(), value.to_owned()),
+            "List-Unsubscribe" => (name, "***"),
+            _ => (name, value),
         })
         .collect()
 }

@@ -254,7 +254,7 @@ impl Mailer {
         report.outcome = verdict.outcome;
         report.smtp_reply = verdict.reply;
         if !verdict.relay.is_empty() {
-            report.response_headers = vec![(RELAY_HEADER.to_owned(), verdict.relay)];
+            report.response_headers = [(RELAY_HEADER, verdict.relay)].into_iter().collect();
         }
         report.failure = verdict.failure;
         report.duration = self.now().since(start_time);

@@ -25,10 +25,10 @@ use super::failure::Failed;
 use super::phases::Watch;
 use super::resolver::Resolver;
 use super::response::{self, MAX_HEADER_BYTES};
+use super::urls::Urls;
 use super::{Config, ConfigError, Metrics, request, tls};
 use crate::domain::attempt::{Outcome, Report, Task};
 use crate::domain::channel::{MAX_TIMEOUT, WebhookChannel};
-use crate::domain::endpoint::Rules;
 use crate::domain::{Clock, Timestamp};
 
 /// What a stream of HTTP/2 may send unread: an answer that is read at all.
@@ -48,14 +48,14 @@ pub struct Client {
 
 struct Shared {
     http: legacy::Client<Connector, Full<Bytes>>,
-    rules: Rules,
+    urls: Urls,
     clock: Arc<dyn Clock>,
     metrics: Metrics,
 }
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("rules", &self.shared.rules).finish_non_exhaustive()
+        f.debug_struct("Client").field("rules", &self.shared.urls.rules()).finish_non_exhaustive()
     }
 }
 
@@ -97,7 +97,7 @@ impl Client {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .http2_keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .build(connector);
-        Ok(Self { shared: Arc::new(Shared { http, rules, clock, metrics }) })
+        Ok(Self { shared: Arc::new(Shared { http, urls: Urls::new(rules), clock, metrics }) })
     }
 
     /// The present, as the client's clock has it.
@@ -127,11 +127,12 @@ impl Client {
     ) -> Result<(), Failed> {
         let limit = settings.timeout.min(MAX_TIMEOUT);
         let mut deadline = pin!(tokio::time::sleep(limit));
-        let mut request = request::build(task, settings, self.shared.rules, report.start_time)?;
+        let mut request = request::build(task, settings, &self.shared.urls, report.start_time)?;
         report.request_headers = request::recorded(request.headers(), settings);
         let watch = Watch::on(&mut request, &self.shared.clock);
         let answer = watch.over(self.send(request, deadline.as_mut())).await;
-        report.timings = Some(watch.timings(self.now()));
+        let head = answer.as_ref().and_then(|answer| answer.as_ref().ok());
+        report.timings = Some(watch.timings(self.now(), head));
         let failed = match answer {
             Some(Ok(answer)) => return self.judge(answer, deadline, &watch, report).await,
             Some(Err(error)) => Failed::from_client(&error),

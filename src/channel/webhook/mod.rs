@@ -21,6 +21,7 @@ mod response;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod urls;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http::{Extensions, Request};
+use http::{Extensions, Request, Response};
 use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection};
 
 use crate::domain::attempt::Timings;
@@ -107,8 +107,13 @@ impl Watch {
     }
 
     /// Where the time went until `end`, when the head of the answer had come or nothing would come.
-    pub(super) fn timings(&self, end: Timestamp) -> Timings {
-        if self.is_reused() {
+    /// The answer has the probe of its connection's opener with it.
+    pub(super) fn timings<B>(&self, end: Timestamp, answer: Option<&Response<B>>) -> Timings {
+        let is_reused = match answer {
+            Some(answer) => self.is_anothers(answer.extensions()),
+            None => self.is_reused(),
+        };
+        if is_reused {
             let first_byte = Some(end.since(self.began));
             return Timings { first_byte, connection_reused: true, ..Timings::default() };
         }
@@ -137,6 +142,11 @@ impl Watch {
         let Some(connected) = metadata.as_ref() else { return false };
         let mut extensions = Extensions::new();
         connected.get_extras(&mut extensions);
+        self.is_anothers(&extensions)
+    }
+
+    /// Whether what a connection remembers is the probe of another attempt.
+    fn is_anothers(&self, extensions: &Extensions) -> bool {
         let opener = extensions.get::<Probe>();
         opener.is_some_and(|opener| !Arc::ptr_eq(&opener.shared, &self.probe.shared))
     }

@@ -10,9 +10,10 @@ use http::{Method, Request, Uri};
 use http_body_util::Full;
 
 use super::failure::Failed;
-use crate::domain::attempt::{ErrorKind, HeaderList, Task};
+use super::urls::Urls;
+use crate::domain::attempt::{ErrorKind, Task};
 use crate::domain::channel::WebhookChannel;
-use crate::domain::endpoint::Rules;
+use crate::domain::header_list::HeaderList;
 use crate::domain::signature::Message;
 use crate::domain::{Timestamp, envelope, headers, signature};
 
@@ -33,13 +34,13 @@ const OWN_HEADERS: usize = 12;
 pub(super) fn build(
     task: &Task,
     settings: &WebhookChannel,
-    rules: Rules,
+    urls: &Urls,
     now: Timestamp,
 ) -> Result<Request<Full<Bytes>>, Failed> {
     if task.subscription.unreadable {
         return Err(unreadable());
     }
-    let uri = uri(task, settings, rules)?;
+    let uri = uri(task, settings, urls)?;
     let body = envelope::body(settings.payload_format, &task.event, &task.tenant)
         .map_err(|error| Failed::permanent(ErrorKind::Internal, error.to_string()))?;
     let mut map = HeaderMap::with_capacity(OWN_HEADERS + settings.headers.len());
@@ -56,17 +57,18 @@ pub(super) fn build(
 /// The headers as they are recorded: without signatures and without what customers added, which
 /// may be a secret of theirs.
 pub(super) fn recorded(map: &HeaderMap, settings: &WebhookChannel) -> HeaderList {
-    let shown = |(name, value): (&HeaderName, &HeaderValue)| {
-        let text = match value.to_str() {
-            Ok(text) if !value.is_sensitive() => text.to_owned(),
-            text => signature::masked(settings, name.as_str(), text.unwrap_or_default()),
-        };
-        (name.as_str().to_owned(), text)
-    };
-    map.iter().map(shown).collect()
+    let mut list = HeaderList::with_capacity(map.len());
+    for (name, value) in map {
+        let name = name.as_str();
+        match value.to_str() {
+            Ok(text) if !value.is_sensitive() => list.push(name, text),
+            text => list.push(name, &signature::masked(settings, name, text.unwrap_or_default())),
+        }
+    }
+    list
 }
 
-fn uri(task: &Task, settings: &WebhookChannel, rules: Rules) -> Result<Uri, Failed> {
+fn uri(task: &Task, settings: &WebhookChannel, urls: &Urls) -> Result<Uri, Failed> {
     let url = match settings.url.as_str() {
         "" => task.tenant.spec.webhook_url.as_str(),
         url => url,
@@ -80,12 +82,7 @@ fn uri(task: &Task, settings: &WebhookChannel, rules: Rules) -> Result<Uri, Fail
             "Neither the subscription nor its tenant has a webhook URL.",
         ));
     }
-    match rules.canonical(url) {
-        Ok(canonical) if canonical == url => {
-            Uri::from_maybe_shared(Bytes::from(canonical)).map_err(|_| Failed::url_refused())
-        }
-        _ => Err(Failed::url_refused()),
-    }
+    urls.uri(url).ok_or_else(Failed::url_refused)
 }
 
 /// Retried: the row or the key can be restored meanwhile.

@@ -8,6 +8,7 @@ use sea_orm::sqlx;
 use crate::domain::Timestamp;
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::FailureReason;
+use crate::domain::header_list::HeaderList;
 
 use super::super::Error;
 use super::super::accept::column;
@@ -135,7 +136,7 @@ fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, 
         .bind(column(&made, |(_, attempt)| attempt.report.smtp_reply.as_str())))
 }
 
-fn headers(headers: &Vec<(String, String)>) -> Result<Cow<'static, str>, Error> {
+fn headers(headers: &HeaderList) -> Result<Cow<'static, str>, Error> {
     Ok(if headers.is_empty() { Cow::Borrowed("[]") } else { Cow::Owned(json(headers)?) })
 }
 

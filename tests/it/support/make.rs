@@ -13,6 +13,7 @@ use tidings::domain::channel::{Channel, WebhookChannel};
 use tidings::domain::delivery::{Delivery, LastAttempt, State};
 use tidings::domain::event::Event;
 use tidings::domain::event_type::ChannelKind;
+use tidings::domain::header_list::HeaderList;
 use tidings::domain::id::{DeliveryId, EventId, NodeId, SubscriptionId, TenantId};
 use tidings::domain::labels::Labels;
 use tidings::domain::pattern::Pattern;
@@ -198,8 +199,8 @@ pub(crate) fn succeeded(delivery: &Delivery, now: Timestamp) -> Ended {
                 connection_reused: false,
             }),
             http_status: Some(204),
-            request_headers: vec![("content-type".into(), "application/json".into())],
-            response_headers: Vec::new(),
+            request_headers: [("content-type", "application/json")].into_iter().collect(),
+            response_headers: HeaderList::default(),
             response_body: Vec::new(),
             smtp_reply: String::new(),
             failure: None,
