@@ -4,6 +4,7 @@
 mod postgres;
 mod sqlite;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult};
@@ -11,6 +12,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, QueryResult
 use crate::domain::Timestamp;
 use crate::domain::attempt::{Attempt, Outcome};
 use crate::domain::delivery::{Delivery, LastAttempt, State};
+use crate::domain::header_list::HeaderList;
 use crate::domain::health::Policy;
 use crate::domain::id::{DeliveryId, TenantId};
 
@@ -349,4 +351,9 @@ impl Store {
         self.ends.count(&changed);
         Ok(changed)
     }
+}
+
+/// The document of an attempt's headers.
+fn headers(headers: &HeaderList) -> Result<Cow<'static, str>, Error> {
+    Ok(if headers.is_empty() { Cow::Borrowed("[]") } else { Cow::Owned(json(headers)?) })
 }

@@ -1,14 +1,11 @@
 //! Recording on PostgreSQL, when nothing is to be said of endpoints: one statement, which is a
 //! transaction of its own. See `docs/adr/0011-one-statement.md`.
 
-use std::borrow::Cow;
-
 use sea_orm::sqlx;
 
 use crate::domain::Timestamp;
 use crate::domain::attempt::Attempt;
 use crate::domain::delivery::FailureReason;
-use crate::domain::header_list::HeaderList;
 
 use super::super::Error;
 use super::super::accept::column;
@@ -16,7 +13,7 @@ use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
 use super::super::line::postgres::Line;
 use super::super::rows::{json, outcome_code, trigger_code};
-use super::Ended;
+use super::{Ended, headers};
 
 /// Somebody else has changed one of the deliveries first: a cast that fails (invalid text
 /// representation), which takes the whole statement back.
@@ -134,10 +131,6 @@ fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, 
         .bind(column(&made, |(_, attempt)| attempt.trace.to_string()))
         .bind(timings)
         .bind(column(&made, |(_, attempt)| attempt.report.smtp_reply.as_str())))
-}
-
-fn headers(headers: &HeaderList) -> Result<Cow<'static, str>, Error> {
-    Ok(if headers.is_empty() { Cow::Borrowed("[]") } else { Cow::Owned(json(headers)?) })
 }
 
 fn number(count: u32) -> i32 {

@@ -1,7 +1,6 @@
 //! Recording on SQLite, when nothing is to be said of endpoints: one transaction, with one prepared
 //! statement for each kind of row. See `docs/adr/0014-sqlite-line.md`.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use rusqlite::{Connection, params};
@@ -15,7 +14,7 @@ use super::super::Error;
 use super::super::feed::Told;
 use super::super::line::sqlite::{End, Line};
 use super::super::rows::{json, outcome_code, trigger_code};
-use super::Ended;
+use super::{Ended, headers};
 
 const UPDATE_DELIVERY: &str = "UPDATE deliveries SET state = ?4, failure_reason = ?5,
         -- Whoever has a result was not interrupted.
@@ -104,8 +103,4 @@ fn insert_attempt(
         report.smtp_reply,
     ])?;
     Ok(())
-}
-
-fn headers(headers: &Vec<(String, String)>) -> Result<Cow<'static, str>, Error> {
-    Ok(if headers.is_empty() { Cow::Borrowed("[]") } else { Cow::Owned(json(headers)?) })
 }
