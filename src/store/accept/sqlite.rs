@@ -22,7 +22,8 @@ const TAKE_KEY: &str = "INSERT INTO idempotency_keys
         (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (tenant_id, idempotency_key) DO NOTHING";
 
-const INSERT_EVENT: &str = "INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time,
+const INSERT_EVENT: &str =
+    "INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time,
         create_time, deliver_time, expire_time, trace)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 
@@ -83,8 +84,7 @@ fn insert_events(transaction: &Connection, events: &[&Event]) -> Result<(), Erro
     let mut statement = transaction.prepare_cached(INSERT_EVENT)?;
     for event in events {
         let is_empty = event.labels.is_empty();
-        let labels =
-            if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) };
+        let labels = if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) };
         statement.execute(params![
             event.tenant_id.as_str(),
             event.id.as_str(),

@@ -25,9 +25,8 @@ impl Told {
         // Rows stand in the order of their tenants.
         let mut rows = self.rows.iter().peekable();
         for (tenant_id, count) in &self.tenants {
-            let position: Option<i64> = raise
-                .query_row(params![tenant_id.as_str(), count], |row| row.get(0))
-                .optional()?;
+            let position: Option<i64> =
+                raise.query_row(params![tenant_id.as_str(), count], |row| row.get(0)).optional()?;
             while let Some(row) = rows.next_if(|row| row.tenant_id == *tenant_id) {
                 // A tenant that is gone has no feed.
                 let Some(position) = position else { continue };

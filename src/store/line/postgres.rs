@@ -66,7 +66,10 @@ struct Inner {
 
 impl Line {
     /// Runs a statement that returns one value, when those before it have ended.
-    pub(in super::super) async fn fetch<'q, O>(&self, query: PgQuery<'q, O>) -> Result<O, sqlx::Error>
+    pub(in super::super) async fn fetch<'q, O>(
+        &self,
+        query: PgQuery<'q, O>,
+    ) -> Result<O, sqlx::Error>
     where
         O: Send + Unpin + 'q,
         (O,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
