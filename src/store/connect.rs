@@ -40,6 +40,17 @@ const GIVE_UP_ABANDONED: &str = "SET idle_in_transaction_session_timeout = 5000"
 /// and hash it, which takes the longer the more there is. No statement of ours is meant to. What is
 /// forbidden counts as expensive, and what is expensive would be compiled (`jit`) for each execution.
 const BY_KEY: &str = "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET jit = off";
+/// What each connection to SQLite is told, beside what makes it durable.
+pub(super) const PRAGMAS: [(&str, &str); 3] = [
+    // In KiB when negative. Recent rows are what is needed again; the rest is in the system's cache. After
+    // some commits the writer looks through all of its cache, so more of it costs time, too.
+    ("cache_size", "-8000"),
+    // In pages: 16 MB of log, until they are written into the database. The same pages change again and
+    // again; the longer the log may grow, the fewer times each is written there. Much longer, and whoever
+    // commits then waits for long.
+    ("wal_autocheckpoint", "4000"),
+    ("temp_store", "MEMORY"),
+];
 /// What each connection to PostgreSQL is told.
 const SETTINGS: &[&str] = &[GIVE_UP_ABANDONED, BY_KEY];
 /// The least that the pool may have: to find out about a pooler, and to migrate, two are taken at once.
@@ -146,9 +157,9 @@ impl Store {
             // FULL syncs the log at each commit: acknowledged means on disk.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(BUSY_TIMEOUT)
-            .statement_cache_capacity(256)
-            .pragma("cache_size", "-32000")
-            .pragma("temp_store", "MEMORY");
+            .statement_cache_capacity(256);
+        let told = |options: SqliteConnectOptions, (name, value)| options.pragma(name, value);
+        let options = PRAGMAS.into_iter().fold(options, told);
         let pool = |size| {
             SqlitePoolOptions::new()
                 .max_connections(size)

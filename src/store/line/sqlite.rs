@@ -15,15 +15,14 @@ use sea_orm::sqlx::SqlitePool;
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::super::Error;
-use super::super::connect::BUSY_TIMEOUT;
+use super::super::connect::{BUSY_TIMEOUT, PRAGMAS};
 use super::super::error::refused;
 
 /// Statements that stay prepared: more than the hot path has.
 const STATEMENTS: usize = 32;
-/// As the pool's connections have it. FULL syncs the log at each commit: acknowledged means on disk.
-const PRAGMAS: &str =
-    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;
-    PRAGMA cache_size = -32000; PRAGMA temp_store = MEMORY";
+/// As the pools' connections have it. FULL syncs the log at each commit: acknowledged means on disk.
+const DURABLE: &str =
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
 
 /// How a transaction is to end, and what comes of it.
 pub(in super::super) enum End<T> {
@@ -95,7 +94,10 @@ impl Inner {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.execute_batch(PRAGMAS)?;
+        connection.execute_batch(DURABLE)?;
+        for (name, value) in PRAGMAS {
+            connection.pragma_update(None, name, value)?;
+        }
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)
     }

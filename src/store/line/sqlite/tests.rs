@@ -91,6 +91,10 @@ async fn a_commit_is_synced_and_the_log_is_the_pools() {
     assert_eq!(read("synchronous").await.expect("read"), 2_i64.into(), "FULL");
     assert_eq!(read("journal_mode").await.expect("read"), "wal".to_owned().into());
     assert_eq!(read("foreign_keys").await.expect("read"), 1_i64.into());
+    for (name, value) in PRAGMAS.into_iter().filter(|(name, _)| *name != "temp_store") {
+        let value: i64 = value.parse().expect("a number");
+        assert_eq!(read(name).await.expect("read"), value.into(), "{name}");
+    }
 }
 
 /// Begins work that waits for a word; says when it has begun.
@@ -99,7 +103,7 @@ fn slow(world: &World) -> (tokio::task::JoinHandle<Result<(), Error>>, mpsc::Sen
     let (begun, has_begun) = mpsc::channel();
     let line = world.line.clone();
     let task = tokio::spawn(async move {
-        line.run(|transaction| {
+        line.run(move |transaction| {
             write(transaction, "slow")?;
             begun.send(()).expect("heard");
             word.recv_timeout(Duration::from_secs(30)).expect("a word");
@@ -140,9 +144,8 @@ async fn work_that_has_begun_ends_although_nobody_waits_for_it() {
 async fn who_stops_waiting_for_its_turn_has_done_nothing() {
     let world = World::new().await;
     let turn = world.writer.acquire().await.expect("acquired");
-    let mut waiting = Box::pin(world.note("never"));
-    assert!(futures::poll!(&mut waiting).is_pending());
-    drop(waiting);
+    let waiting = tokio::time::timeout(Duration::from_millis(50), world.note("never"));
+    waiting.await.expect_err("it waits");
     drop(turn);
     world.note("next").await.expect("committed");
     assert_eq!(world.notes(), ["next"]);
@@ -166,8 +169,10 @@ async fn a_full_disk_is_told_as_such_and_the_connection_is_sound_again() {
         let error = fill().await.expect_err("full");
         assert!(error.is_full() && error.is_unavailable(), "{error}");
     }
-    world.note("after").await.expect("there is room again");
-    assert_eq!(world.notes(), ["before", "after"]);
+    // More than fits into the pages that there are: a connection that kept the limit would refuse it.
+    let after = "after".repeat(2_000);
+    world.note(&after).await.expect("there is room again");
+    assert_eq!(world.notes(), ["before", &after]);
     world.writer.execute("DELETE FROM notes").await.expect("no lock is left");
 }
 
