@@ -10,11 +10,9 @@ use tidings::domain::id::EventId;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tonic::Code;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
 
 use crate::Result;
-use crate::service::WithKey;
+use crate::line::Line;
 
 /// Callers that emit at once.
 pub(crate) const CALLERS: usize = 64;
@@ -29,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Refusals of one call after which the run has failed.
 const MAX_REFUSALS: usize = 2_000;
 
-pub(crate) type Events = EventServiceClient<InterceptedService<Channel, WithKey>>;
+pub(crate) type Events = EventServiceClient<Line>;
 
 /// An acknowledged event.
 #[derive(Clone, Copy, Debug)]

@@ -24,6 +24,7 @@ pub(crate) mod name {
     pub(crate) const REFUSED: &str = "refused_and_repeated";
     pub(crate) const SERVICE_CPU: &str = "service_cpu_ms_per_event";
     pub(crate) const DATABASE_CPU: &str = "database_cpu_ms_per_event";
+    pub(crate) const LOAD_CPU: &str = "load_cpu_ms_per_event";
     pub(crate) const PEAK_MEMORY: &str = "peak_memory_mib";
     pub(crate) const RECORDED_AFTER: &str = "recorded_after_last_arrival_ms";
     pub(crate) const SILENT_OPEN: &str = "silent_connections_open";

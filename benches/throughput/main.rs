@@ -17,6 +17,7 @@ mod emit;
 mod figures;
 mod floors;
 mod host;
+mod line;
 mod markdown;
 mod options;
 mod plot;
@@ -34,10 +35,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 
 use options::{Kind, Options};
 use report::{Report, Series};
 use works::Case;
+
+/// The service's own: what the load costs is taken from what is measured.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// What went wrong, for a person to read.
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -65,8 +71,12 @@ fn run(options: &Options) -> Result<bool> {
         return Err(with_postgres());
     }
     host::allow_many_files();
-    // As many threads as the machine has cores, like the service: everything shares the machine.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Without one, the spans of HTTP/2 are made for a log that nobody reads.
+    tracing::subscriber::set_global_default(tracing::subscriber::NoSubscriber::new())?;
+    // One thread: what the load and the receivers do is less than a core's work, and a second thread
+    // would take a part of what is measured for waking the first.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(measure(options))
 }
 

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::HeaderValue;
 use rustix::process::{Pid, Signal, kill_process};
 use tidings::api::proto;
 use tidings::api::proto::delivery_service_client::DeliveryServiceClient;
@@ -24,6 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use crate::emit::{CONNECTIONS, Emitter, Events};
+use crate::line::Line;
 use crate::{Error, Result};
 
 /// How long it may take to start, and to stop.
@@ -167,9 +169,11 @@ impl Service {
     /// Clients for the load, on [`CONNECTIONS`] connections.
     pub(crate) async fn emitter(&self) -> Result<Emitter> {
         let mut clients: Vec<Events> = Vec::with_capacity(CONNECTIONS);
+        let address = self.endpoint.trim_start_matches("http://");
+        let key: HeaderValue = self.key.0.as_encoded_bytes().try_into()?;
         for _ in 0..CONNECTIONS {
-            let channel = self.connect().await?;
-            clients.push(EventServiceClient::with_interceptor(channel, self.key.clone()));
+            let line = Line::open(address, key.clone()).await?;
+            clients.push(EventServiceClient::with_origin(line, self.endpoint.parse()?));
         }
         Ok(Emitter(clients.into()))
     }

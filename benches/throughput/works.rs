@@ -147,14 +147,15 @@ pub(crate) async fn run(
     }
     stage.receiver.reset(scale.events);
     let pid = stage.service.pid();
-    let before = (host::cpu(pid), stage.database.cpu().await);
+    let own = std::process::id();
+    let before = (host::cpu(pid), stage.database.cpu().await, host::cpu(own));
     let emissions = load(case, &stage, &scale).await?;
     let deliveries = emissions.len() * setup.endpoints;
     stage.receiver.wait(deliveries, STALL).await;
     let arrived = Instant::now();
     let open = stage.open().await?;
     let recorded_after = arrived.elapsed();
-    let after = (host::cpu(pid), stage.database.cpu().await);
+    let after = (host::cpu(pid), stage.database.cpu().await, host::cpu(own));
     let told = match watchers {
         None => None,
         Some(watchers) => Some(watchers.wait(heard(case, emissions.len(), &scale)).await?),
@@ -176,6 +177,7 @@ pub(crate) async fn run(
         };
         figures.set(name::SERVICE_CPU, used(before.0, after.0));
         figures.set(name::DATABASE_CPU, used(before.1, after.1));
+        figures.set(name::LOAD_CPU, used(before.2, after.2));
     } else {
         figures.set(name::SILENT_OPEN, count(silent_open));
     }
