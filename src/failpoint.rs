@@ -117,6 +117,10 @@ mod armed {
         RemoveBefore = "node.before_remove",
         /// It is gone from there, and the process is still here.
         RemoveAfter = "node.after_remove",
+        /// Rows of leases are about to go, since all their deliveries have a result.
+        LeasesBefore = "leases.before_remove",
+        /// They are gone; the node does not know.
+        LeasesAfter = "leases.after_remove",
         /// Settings are written, and not committed.
         SettingsBeforeCommit = "settings.before_commit",
         /// They are committed; nobody knows.

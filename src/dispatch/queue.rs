@@ -245,7 +245,10 @@ impl Queue {
             let subscription = job.catalog.subscription(id).cloned();
             let is_digest = subscription.as_ref().is_some_and(|it| it.digest().is_some());
             let further = match turn {
-                Turn::Attempt(_) if is_digest => self.0.worker.rest_of_digest(&self, &job).await,
+                // Apart: it is rare, and would be most of what each task carries.
+                Turn::Attempt(_) if is_digest => {
+                    Box::pin(self.0.worker.rest_of_digest(&self, &job)).await
+                }
                 Turn::Attempt(_) | Turn::GiveBack => Vec::new(),
             };
             self.0.worker.run(job, further, turn).await;

@@ -183,7 +183,10 @@ impl Store {
         let removed = async {
             let transaction = self.dialect.begin(&self.write).await?;
             self.remove_leases(&transaction, &done).await?;
-            Ok(transaction.commit().await?)
+            fail_point!(LeasesBefore);
+            transaction.commit().await?;
+            fail_point!(LeasesAfter);
+            Ok(())
         };
         let removed = removed.await;
         if removed.is_err() {
