@@ -141,7 +141,8 @@ on_both! {
         }
         // The feed tells what was written, and of nothing else.
         let told = store.read_feed(first.id, positions[0], 100).await.expect("read");
-        let told: Vec<_> = told.into_iter().flat_map(|row| row.changes).map(|change| change.id).collect();
+        let mut told: Vec<_> = told.into_iter().flat_map(|row| row.changes).map(|change| change.id).collect();
+        told.sort_unstable();
         let mut done: Vec<_> = leased[..20].iter().enumerate().filter(|(place, _)| !is_changed(*place)).map(|(_, d)| d.id).collect();
         done.sort_unstable();
         assert_eq!(told, done);
