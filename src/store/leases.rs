@@ -63,10 +63,16 @@ struct Memory {
     latest: i64,
     /// For each row whose it is, and how many of its deliveries have no recorded result yet.
     rows: HashMap<i64, (NodeId, usize)>,
-    /// In which row each delivery is listed.
-    listed_in: HashMap<DeliveryId, i64>,
+    /// In which row each delivery is listed, and its revision under that lease.
+    listed_in: HashMap<DeliveryId, Listing>,
     /// Rows that may go.
     done: Vec<(NodeId, i64)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Listing {
+    row: i64,
+    revision: i64,
 }
 
 impl Leases {
@@ -80,19 +86,21 @@ impl Leases {
         node: NodeId,
         deliveries: impl Iterator<Item = &'d Delivery>,
     ) -> Result<Vec<Lease>, Error> {
-        let mut ids: Vec<_> =
-            deliveries.map(|delivery| (delivery.tenant_id, delivery.id)).collect();
-        ids.sort_unstable();
+        let mut leased: Vec<_> = deliveries
+            .map(|delivery| (delivery.tenant_id, delivery.id, delivery.revision))
+            .collect();
+        leased.sort_unstable();
         let mut memory = self.memory();
-        let mut leases = Vec::with_capacity(ids.len().div_ceil(PER_ROW));
-        for listed in ids.chunks(PER_ROW) {
+        let mut leases = Vec::with_capacity(leased.len().div_ceil(PER_ROW));
+        for listed in leased.chunks(PER_ROW) {
             memory.latest += 1;
             let number = memory.latest;
             memory.rows.insert(number, (node, listed.len()));
-            memory.listed_in.extend(listed.iter().map(|(_, id)| (*id, number)));
+            let listing = |revision| Listing { row: number, revision };
+            memory.listed_in.extend(listed.iter().map(|(_, id, at)| (*id, listing(*at))));
             let by_tenant = listed.chunk_by(|one, next| one.0 == next.0);
             let document: Listed =
-                by_tenant.map(|of| (of[0].0, of.iter().map(|(_, id)| *id).collect())).collect();
+                by_tenant.map(|of| (of[0].0, of.iter().map(|(_, id, _)| *id).collect())).collect();
             leases.push(Lease { number, deliveries: json(&document)? });
         }
         Ok(leases)
@@ -113,19 +121,35 @@ impl Leases {
         }
     }
 
-    /// Notes that these deliveries are leased by this process no more: that is committed.
-    pub(super) fn ended(&self, deliveries: impl Iterator<Item = DeliveryId>) {
+    /// Notes that the leases before these revisions have ended: that is committed. Whoever leased a
+    /// delivery anew right after the commit may have been quicker; its lease is another one.
+    pub(super) fn ended(&self, deliveries: impl Iterator<Item = (DeliveryId, i64)>) {
         let mut memory = self.memory();
-        for id in deliveries {
-            let Some(number) = memory.listed_in.remove(&id) else { continue };
-            let Some((node, left)) = memory.rows.get_mut(&number) else { continue };
+        let Memory { rows, listed_in, done, .. } = &mut *memory;
+        for (id, revision) in deliveries {
+            let Some(listing) = listed_in.get(&id) else { continue };
+            if listing.revision + 1 != revision {
+                continue;
+            }
+            let number = listing.row;
+            listed_in.remove(&id);
+            let Some((node, left)) = rows.get_mut(&number) else { continue };
             *left -= 1;
             if *left == 0 {
-                let node = *node;
-                memory.rows.remove(&number);
-                memory.done.push((node, number));
+                done.push((*node, number));
+                rows.remove(&number);
             }
         }
+    }
+
+    /// Forgets rows that were removed.
+    fn removed(&self, rows: &[(NodeId, i64)]) {
+        let mut memory = self.memory();
+        for (_, number) in rows {
+            memory.rows.remove(number);
+        }
+        let Memory { rows, listed_in, .. } = &mut *memory;
+        listed_in.retain(|_, listing| rows.contains_key(&listing.row));
     }
 }
 
@@ -322,15 +346,16 @@ impl Store {
                 bigint(i64::from(MAX_ROWS)),
             ];
             let found = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
-            let mut numbers = Vec::new();
-            let mut unknown = Vec::new();
+            let (mut rows, mut unknown) = (Vec::new(), Vec::new());
             for row in &found {
                 after = row.try_get_by_index(0)?;
-                let listed = read(&row.try_get_by_index::<String>(1)?)?;
-                if listed.iter().all(|(_, id)| !is_known(*id)) {
-                    numbers.push((node, after));
+                let mut listed = read(&row.try_get_by_index::<String>(1)?)?;
+                let count = listed.len();
+                listed.retain(|(_, id)| !is_known(*id));
+                if listed.len() == count {
+                    rows.push((node, after));
                 }
-                unknown.extend(listed.into_iter().filter(|(_, id)| !is_known(*id)));
+                unknown.extend(listed);
             }
             if !unknown.is_empty() {
                 let transaction = self.dialect.begin(&self.write).await?;
@@ -339,9 +364,9 @@ impl Store {
                 let which = (RELEASED, before.as_str());
                 let released =
                     self.release_listed(&transaction, node, which, &unknown, now).await?;
-                self.remove_leases(&transaction, &numbers).await?;
+                self.remove_leases(&transaction, &rows).await?;
                 total.count += self.finish_change(transaction, &released, now).await?.len();
-                self.leases.ended(unknown.iter().map(|(_, id)| *id));
+                self.leases.removed(&rows);
             }
             if found.len() < MAX_ROWS as usize {
                 return Ok(total);
@@ -356,4 +381,93 @@ fn read(document: &str) -> Result<Vec<(TenantId, DeliveryId)>, Error> {
         .into_iter()
         .flat_map(|(tenant, ids)| ids.into_iter().map(move |id| (tenant, id)))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::domain::delivery::State;
+    use crate::domain::event_type::ChannelKind;
+
+    fn leased(number: u32, revision: i64) -> Delivery {
+        let time = Timestamp::from_micros(i64::from(number) * 1_000);
+        Delivery {
+            id: DeliveryId::first_at(time),
+            tenant_id: "ten_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
+            event_id: "evt_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
+            event_type: "order.paid".into(),
+            subscription_id: "sub_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
+            channel: ChannelKind::Webhook,
+            recipient: String::new(),
+            state: State::Delivering,
+            failure_reason: None,
+            attempt_count: 0,
+            automatic_count: 0,
+            interrupted_count: 0,
+            next_attempt_time: None,
+            expire_time: None,
+            recover_time: None,
+            last_attempt: None,
+            trace_id: String::new(),
+            revision,
+            create_time: time,
+            update_time: time,
+        }
+    }
+
+    fn node() -> NodeId {
+        "nod_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id")
+    }
+
+    fn done(leases: &Leases) -> Vec<i64> {
+        leases.memory().done.iter().map(|(_, number)| *number).collect()
+    }
+
+    #[test]
+    fn a_row_is_done_when_each_of_its_leases_has_ended() {
+        let (leases, both) = (Leases::default(), [leased(1, 1), leased(2, 1)]);
+        let rows = leases.open(node(), both.iter()).expect("rows");
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        let document =
+            format!(r#"[["{}",["{}","{}"]]]"#, both[0].tenant_id, both[0].id, both[1].id);
+        assert_eq!(row.deliveries, document);
+        leases.ended([(both[1].id, 2)].into_iter());
+        leases.ended([(both[1].id, 2)].into_iter());
+        assert!(done(&leases).is_empty(), "one is under way");
+        leases.ended([(both[0].id, 2)].into_iter());
+        assert_eq!(done(&leases), [row.number]);
+        let memory = leases.memory();
+        assert!(memory.rows.is_empty() && memory.listed_in.is_empty(), "{memory:?}");
+    }
+
+    /// A result is committed, and before this process has noted that, another task of it has leased the
+    /// delivery again.
+    #[test]
+    fn the_end_of_a_lease_says_nothing_of_the_next_one() {
+        let leases = Leases::default();
+        leases.open(node(), [leased(1, 1)].iter()).expect("a row");
+        let again = leases.open(node(), [leased(1, 3)].iter()).expect("a row");
+        leases.ended([(leased(1, 1).id, 2)].into_iter());
+        assert!(done(&leases).is_empty(), "the second lease goes on");
+        leases.ended([(leased(1, 3).id, 4)].into_iter());
+        assert_eq!(done(&leases), [again[0].number]);
+    }
+
+    #[test]
+    fn what_was_removed_is_forgotten() {
+        let leases = Leases::default();
+        let rows = leases.open(node(), [leased(1, 1)].iter()).expect("a row");
+        leases.removed(&[(node(), rows[0].number)]);
+        let memory = leases.memory();
+        assert!(memory.rows.is_empty() && memory.listed_in.is_empty(), "{memory:?}");
+    }
+
+    #[test]
+    fn rows_are_short() {
+        let many: Vec<_> = (0..120).map(|number| leased(number, 1)).collect();
+        let rows = Leases::default().open(node(), many.iter()).expect("rows");
+        assert_eq!(rows.len(), 3);
+        assert!(rows.iter().all(|row| row.deliveries.len() < 1_900), "{rows:?}");
+    }
 }

@@ -18,7 +18,9 @@ use tokio::sync::Mutex;
 use super::super::feed::PgQuery;
 
 /// Has PostgreSQL plan a statement once: the plans of ours do not depend on their values.
-const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
+/// And has it read by keys in their order, not in that of pages: rows are locked in an order that all
+/// have in common.
+const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan; SET enable_bitmapscan = off";
 
 /// One for each of the two statements. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -104,7 +104,7 @@ impl Store {
 
     /// What follows the commit. A delivery that others have changed is leased by us no more, either.
     fn recorded(&self, ended: &[Ended]) {
-        self.leases.ended(ended.iter().map(|ended| ended.after.id));
+        self.leases.ended(ended.iter().map(|ended| (ended.after.id, ended.after.revision)));
         self.wakes.wake();
     }
 
