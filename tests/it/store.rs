@@ -377,6 +377,39 @@ on_both! {
 }
 
 on_both! {
+    async fn a_key_that_was_taken_lets_nothing_of_its_group_be_stored(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(42));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let key = |name: &str, event: &Event| IdempotencyKey {
+            tenant_id: tenant.id,
+            key: name.into(),
+            fingerprint: [7; 32],
+            event_id: event.id,
+            delivery_count: 0,
+        };
+        let settings = HashMap::new();
+        let take = async |keys: &[&IdempotencyKey], events: &[&Event]| {
+            let (settings, keys, events) = (&settings, keys.to_vec(), events.to_vec());
+            let (deliveries, node) = ([].as_slice(), maker.node(now));
+            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }).await.expect("answered")
+        };
+        let [first, second, third] = [(); 3].map(|()| maker.event(tenant.id, now));
+        assert_eq!(take(&[&key("b", &first)], &[&first]).await, AcceptResult::Stored);
+        // Keys are taken in their order: the new one before it is known that the other was taken.
+        let (new, taken) = (key("a", &second), key("b", &third));
+        assert_eq!(take(&[&taken, &new], &[&second, &third]).await, AcceptResult::KeysTaken);
+        let uses = store.key_uses([&new, &taken].into_iter()).await.expect("read");
+        let used: Vec<_> = uses.iter().map(|((_, key), used)| (key.as_str(), used.event_id)).collect();
+        assert_eq!(used, [("b", first.id)], "the new key is still to be had");
+        for event in [&second, &third] {
+            assert!(store.event(tenant.id, event.id).await.expect("read").is_none());
+        }
+        assert_eq!(take(&[&new], &[&second]).await, AcceptResult::Stored);
+    }
+}
+
+on_both! {
     /// More than one step removes; the same key may be taken again, a fresh one is remembered.
     async fn old_idempotency_keys_are_forgotten(database: Database) {
         const KEYS: usize = 4_100;
