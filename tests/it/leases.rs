@@ -102,3 +102,27 @@ on_both! {
         assert_eq!(read.state, State::Scheduled);
     }
 }
+
+on_both! {
+    async fn what_another_node_has_by_now_is_left_to_it(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(54));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let (silent, other) = (maker.node(now), maker.node(now));
+        store.register_node(other, Duration::from_mins(1)).await.expect("registered");
+        let leased = maker.deliveries(&store, &subscription, 1, silent, true, now).await.remove(0);
+        // It is to be tried again, another node has it, and the first one's row is still there.
+        let mut again = succeeded(&leased, now);
+        (again.after.state, again.after.next_attempt_time) = (State::Scheduled, Some(now));
+        store.record(&[again], now).await.expect("recorded");
+        let of = SubscriptionRef { tenant_id: tenant.id, id: subscription.id };
+        let room = Room { subscription: of, room: 1 };
+        assert_eq!(store.claim(&[room], other, now, |_| true).await.expect("claimed").len(), 1);
+        assert_eq!(rows(&database).await, 2);
+        assert_eq!(take_over(&store).await, 0);
+        let read = store.delivery(tenant.id, leased.id).await.expect("read").expect("there");
+        assert_eq!(read.state, State::Delivering);
+        assert_eq!(rows(&database).await, 1, "the other node's");
+    }
+}
