@@ -86,13 +86,13 @@ impl Leases {
         node: NodeId,
         deliveries: impl Iterator<Item = &'d Delivery>,
     ) -> Result<Vec<Lease>, Error> {
-        let mut leased: Vec<_> = deliveries
+        let mut all: Vec<_> = deliveries
             .map(|delivery| (delivery.tenant_id, delivery.id, delivery.revision))
             .collect();
-        leased.sort_unstable();
+        all.sort_unstable();
         let mut memory = self.memory();
-        let mut leases = Vec::with_capacity(leased.len().div_ceil(PER_ROW));
-        for listed in leased.chunks(PER_ROW) {
+        let mut leases = Vec::with_capacity(all.len().div_ceil(PER_ROW));
+        for listed in all.chunks(PER_ROW) {
             memory.latest += 1;
             let number = memory.latest;
             memory.rows.insert(number, (node, listed.len()));

@@ -120,7 +120,7 @@ on_both! {
             leased.extend(maker.deliveries(&store, &subscription, 20, maker.node(now), true, now).await);
         }
         // All of one tenant's and every third of the other's change before their results come.
-        let is_changed = |place: usize| place >= 20 || place % 3 == 0;
+        let is_changed = |place: usize| place >= 20 || place.is_multiple_of(3);
         let mut positions = Vec::new();
         for (place, delivery) in leased.iter().enumerate() {
             if is_changed(place) {

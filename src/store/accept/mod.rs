@@ -107,8 +107,8 @@ impl Store {
         if new.events.is_empty() {
             return Ok(AcceptResult::Stored);
         }
-        let leased = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
-        let leases = self.leases.open(new.node, leased.clone())?;
+        let born = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
+        let leases = self.leases.open(new.node, born.clone())?;
         let became = match &self.lines {
             Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);
@@ -120,7 +120,7 @@ impl Store {
             fail_point!(AcceptAfterCommit);
             self.wakes.wake();
         } else {
-            self.leases.forget(&leases, leased);
+            self.leases.forget(&leases, born);
         }
         became
     }

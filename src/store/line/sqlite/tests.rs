@@ -99,14 +99,14 @@ async fn a_commit_is_synced_and_the_log_is_the_pools() {
 
 /// Begins work that waits for a word; says when it has begun.
 fn slow(world: &World) -> (tokio::task::JoinHandle<Result<(), Error>>, mpsc::Sender<()>) {
-    let (go, word) = mpsc::channel();
+    let (go, signal) = mpsc::channel();
     let (begun, has_begun) = mpsc::channel();
     let line = world.line.clone();
     let task = tokio::spawn(async move {
         line.run(move |transaction| {
             write(transaction, "slow")?;
             begun.send(()).expect("heard");
-            word.recv_timeout(Duration::from_secs(30)).expect("a word");
+            signal.recv_timeout(Duration::from_secs(30)).expect("a word");
             Ok(End::Commit(()))
         })
         .await
