@@ -389,23 +389,23 @@ on_both! {
             delivery_count: 0,
         };
         let settings = HashMap::new();
-        let take = async |keys: &[&IdempotencyKey], events: &[&Event]| {
+        let submit = async |keys: &[&IdempotencyKey], events: &[&Event]| {
             let (settings, keys, events) = (&settings, keys.to_vec(), events.to_vec());
             let (deliveries, node) = ([].as_slice(), maker.node(now));
             store.accept(&Acceptance { settings, keys, events, deliveries, node, now }).await.expect("answered")
         };
         let [first, second, third] = [(); 3].map(|()| maker.event(tenant.id, now));
-        assert_eq!(take(&[&key("b", &first)], &[&first]).await, AcceptResult::Stored);
+        assert_eq!(submit(&[&key("b", &first)], &[&first]).await, AcceptResult::Stored);
         // Keys are taken in their order: the new one before it is known that the other was taken.
         let (new, taken) = (key("a", &second), key("b", &third));
-        assert_eq!(take(&[&taken, &new], &[&second, &third]).await, AcceptResult::KeysTaken);
+        assert_eq!(submit(&[&taken, &new], &[&second, &third]).await, AcceptResult::KeysTaken);
         let uses = store.key_uses([&new, &taken].into_iter()).await.expect("read");
-        let used: Vec<_> = uses.iter().map(|((_, key), used)| (key.as_str(), used.event_id)).collect();
-        assert_eq!(used, [("b", first.id)], "the new key is still to be had");
+        let owners: Vec<_> = uses.iter().map(|((_, name), first)| (name.as_str(), first.event_id)).collect();
+        assert_eq!(owners, [("b", first.id)], "the new key is still to be had");
         for event in [&second, &third] {
             assert!(store.event(tenant.id, event.id).await.expect("read").is_none());
         }
-        assert_eq!(take(&[&new], &[&second]).await, AcceptResult::Stored);
+        assert_eq!(submit(&[&new], &[&second]).await, AcceptResult::Stored);
     }
 }
 
