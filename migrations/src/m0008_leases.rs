@@ -17,11 +17,13 @@ pub(crate) struct Migration;
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         dialect::execute(manager, STATEMENTS).await?;
-        let check = match manager.get_connection().get_database_backend() {
-            DbBackend::Postgres => POSTGRES,
-            _ => SQLITE,
-        };
-        dialect::execute(manager, check).await
+        let check = ("deliveries", "deliveries_held_since");
+        let held = ("hold_time IS NULL OR state = 8", "(state = 8) = (hold_time IS NOT NULL)");
+        dialect::change_check(manager, check, held).await?;
+        if manager.get_connection().get_database_backend() == DbBackend::Postgres {
+            dialect::execute(manager, ROOM).await?;
+        }
+        Ok(())
     }
 
     /// Also on SQLite: half of this step would lose leases.
@@ -78,23 +80,8 @@ WHERE expire_time IS NOT NULL AND (next_attempt_time IS NOT NULL OR hold_time IS
 
 /// Room on each page for its rows as they will stand after their attempts; and for the heads of feeds,
 /// which are updated all the time, for versions that nobody needs any more but that are not yet removed.
-const POSTGRES: &str = r"
-ALTER TABLE deliveries DROP CONSTRAINT deliveries_held_since
-;
-ALTER TABLE deliveries ADD CONSTRAINT deliveries_held_since CHECK ((state = 8) = (hold_time IS NOT NULL))
-;
+const ROOM: &str = r"
 ALTER TABLE deliveries SET (fillfactor = 45)
 ;
 ALTER TABLE feed_heads SET (fillfactor = 25)
-";
-
-/// See `m0006_quarantine` on changing a check in place.
-const SQLITE: &str = r"
-PRAGMA writable_schema = ON
-;
-UPDATE sqlite_schema
-SET sql = replace(sql, 'CHECK (hold_time IS NULL OR state = 8)', 'CHECK ((state = 8) = (hold_time IS NOT NULL))')
-WHERE type = 'table' AND name = 'deliveries'
-;
-PRAGMA writable_schema = RESET
 ";

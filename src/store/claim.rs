@@ -116,29 +116,15 @@ pub fn admitted(
     turns.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
-/// What waits for something. In the words of the indexes, which do not name the state.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Waiting {
-    /// SCHEDULED, and so due at some time.
-    Due,
-    /// HELD.
-    Held,
-}
+/// SCHEDULED, and so due at some time: in the words of the index, which does not name the state.
+pub(super) const DUE: &str = "next_attempt_time IS NOT NULL";
+/// HELD, in the words of its index.
+pub(super) const HELD: &str = "hold_time IS NOT NULL";
 
-impl Waiting {
-    const fn condition(self) -> &'static str {
-        match self {
-            Self::Due => "next_attempt_time IS NOT NULL",
-            Self::Held => "hold_time IS NOT NULL",
-        }
-    }
-}
-
-/// Lists the subscriptions behind `($1, $2)` that have such deliveries, at most `$3`, as the
-/// table `s`, whose last row may be NULL. A loose index scan: a few look-ups in a partial index
-/// per subscription, however many deliveries each has.
-pub(super) fn subscriptions_with(waiting: Waiting) -> String {
-    let condition = waiting.condition();
+/// Lists the subscriptions behind `($1, $2)` that have deliveries of this condition ([`DUE`] or
+/// [`HELD`]), at most `$3`, as the table `s`, whose last row may be NULL. A loose index scan: a few
+/// look-ups in a partial index per subscription, however many deliveries each has.
+pub(super) fn subscriptions_with(condition: &str) -> String {
     let next = |column: &str| {
         format!(
             "(SELECT d.{column} FROM deliveries d
@@ -191,7 +177,7 @@ impl Store {
                 (SELECT min(d.next_attempt_time) FROM deliveries d
                     WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
             FROM s WHERE s.tenant_id IS NOT NULL",
-            subscriptions_with(Waiting::Due)
+            subscriptions_with(DUE)
         );
         let statement = self.dialect.statement(sql, behind(after, limit));
         let rows = self.read.query_all_raw(statement).await?;

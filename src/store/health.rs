@@ -18,7 +18,7 @@ use crate::domain::id::{DeliveryId, SubscriptionId, TenantId};
 use crate::domain::subscription::DisableReason;
 
 use super::bulk::{Rows, Type, bigint, int, text, time_or_zero};
-use super::rows::{disable_code, json};
+use super::rows::{disable_code, json, micros};
 use super::{Announcement, Error, Store, SubscriptionRef};
 
 /// What an attempt said about its endpoint.
@@ -443,8 +443,4 @@ fn read(row: &QueryResult) -> Result<EndpointHealth, Error> {
     };
     let update_time = Timestamp::from_micros(row.try_get_by_index(11)?);
     Ok(EndpointHealth { subscription: SubscriptionRef::read(row)?, health, update_time })
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

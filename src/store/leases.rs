@@ -106,18 +106,22 @@ impl Leases {
         Ok(leases)
     }
 
-    /// Forgets rows that were not stored, or perhaps not: if they were, they are found in the table.
-    pub(super) fn forget<'d>(
+    /// Forgets rows that were removed or not stored, or perhaps not: if they were, they are found in the
+    /// table. Of these deliveries those that are listed elsewhere by now stay.
+    pub(super) fn forget(
         &self,
-        leases: &[Lease],
-        deliveries: impl Iterator<Item = &'d Delivery>,
+        numbers: impl Iterator<Item = i64>,
+        deliveries: impl Iterator<Item = DeliveryId>,
     ) {
         let mut memory = self.memory();
-        for lease in leases {
-            memory.rows.remove(&lease.number);
+        let Memory { rows, listed_in, .. } = &mut *memory;
+        for number in numbers {
+            rows.remove(&number);
         }
-        for delivery in deliveries {
-            memory.listed_in.remove(&delivery.id);
+        for id in deliveries {
+            if listed_in.get(&id).is_some_and(|listing| !rows.contains_key(&listing.row)) {
+                listed_in.remove(&id);
+            }
         }
     }
 
@@ -141,21 +145,11 @@ impl Leases {
             }
         }
     }
-
-    /// Forgets rows that were removed.
-    fn removed(&self, rows: &[(NodeId, i64)]) {
-        let mut memory = self.memory();
-        for (_, number) in rows {
-            memory.rows.remove(number);
-        }
-        let Memory { rows, listed_in, .. } = &mut *memory;
-        listed_in.retain(|_, listing| rows.contains_key(&listing.row));
-    }
 }
 
 impl Store {
     /// Stores rows as part of the transaction that leases what they list.
-    pub(super) async fn insert_leases(
+    async fn insert_leases(
         &self,
         transaction: &DatabaseTransaction,
         leases: &[Lease],
@@ -190,7 +184,8 @@ impl Store {
         };
         let committed = committed.await;
         if committed.is_err() {
-            self.leases.forget(&leases, deliveries.iter());
+            let ids = deliveries.iter().map(|delivery| delivery.id);
+            self.leases.forget(leases.iter().map(|lease| lease.number), ids);
         }
         committed
     }
@@ -366,7 +361,8 @@ impl Store {
                     self.release_listed(&transaction, node, which, &unknown, now).await?;
                 self.remove_leases(&transaction, &rows).await?;
                 total.count += self.finish_change(transaction, &released, now).await?.len();
-                self.leases.removed(&rows);
+                let numbers = rows.iter().map(|(_, number)| *number);
+                self.leases.forget(numbers, unknown.iter().map(|(_, id)| *id));
             }
             if found.len() < MAX_ROWS as usize {
                 return Ok(total);
@@ -387,33 +383,10 @@ fn read(document: &str) -> Result<Vec<(TenantId, DeliveryId)>, Error> {
 mod tests {
     use super::*;
 
-    use crate::domain::delivery::State;
-    use crate::domain::event_type::ChannelKind;
+    use crate::store::sample;
 
     fn leased(number: u32, revision: i64) -> Delivery {
-        let time = Timestamp::from_micros(i64::from(number) * 1_000);
-        Delivery {
-            id: DeliveryId::first_at(time),
-            tenant_id: "ten_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
-            event_id: "evt_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
-            event_type: "order.paid".into(),
-            subscription_id: "sub_01m7zd34f0bnpg89v9hp0qaraq".parse().expect("an id"),
-            channel: ChannelKind::Webhook,
-            recipient: String::new(),
-            state: State::Delivering,
-            failure_reason: None,
-            attempt_count: 0,
-            automatic_count: 0,
-            interrupted_count: 0,
-            next_attempt_time: None,
-            expire_time: None,
-            recover_time: None,
-            last_attempt: None,
-            trace_id: String::new(),
-            revision,
-            create_time: time,
-            update_time: time,
-        }
+        Delivery { revision, ..sample::delivery(number) }
     }
 
     fn node() -> NodeId {
@@ -458,7 +431,7 @@ mod tests {
     fn what_was_removed_is_forgotten() {
         let leases = Leases::default();
         let rows = leases.open(node(), [leased(1, 1)].iter()).expect("a row");
-        leases.removed(&[(node(), rows[0].number)]);
+        leases.forget([rows[0].number].into_iter(), [leased(1, 1).id].into_iter());
         let memory = leases.memory();
         assert!(memory.rows.is_empty() && memory.listed_in.is_empty(), "{memory:?}");
     }

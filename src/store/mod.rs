@@ -29,6 +29,8 @@ mod pooler;
 mod purge;
 mod record;
 mod rows;
+#[cfg(test)]
+mod sample;
 mod settle;
 mod stats;
 mod subscriptions;

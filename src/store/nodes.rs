@@ -11,11 +11,8 @@ use crate::domain::Timestamp;
 use crate::domain::id::NodeId;
 
 use super::bulk::{bigint, text};
+use super::rows::micros;
 use super::{Error, Release, Store, Update};
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
 
 impl Store {
     /// Registers a node with a lease of `ttl`.

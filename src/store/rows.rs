@@ -46,6 +46,11 @@ fn trace(text: &str) -> Result<TraceContext, Error> {
     TraceContext::parse(text).ok_or_else(|| Error::Corrupt(format!("{text:?} is no traceparent")))
 }
 
+/// A duration as it is stored.
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
 const fn time(micros: i64) -> Timestamp {
     Timestamp::from_micros(micros)
 }

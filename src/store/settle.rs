@@ -8,7 +8,7 @@ use crate::domain::delivery::FailureReason;
 use crate::domain::id::{SubscriptionId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, int, text};
-use super::claim::{Waiting, behind, subscriptions_with};
+use super::claim::{DUE, HELD, behind, subscriptions_with};
 use super::entity::subscription;
 use super::{Error, Store, SubscriptionRef};
 
@@ -54,13 +54,13 @@ impl Store {
                 )
             }
             (None, 1) => (
-                "hold_time IS NOT NULL",
+                HELD,
                 "state = 1, hold_time = NULL, next_attempt_time = COALESCE((SELECT e.deliver_time FROM events e
                     WHERE e.tenant_id = deliveries.tenant_id AND e.id = deliveries.event_id
                       AND e.deliver_time > $3), $3)",
             ),
             (None, _) => (
-                "next_attempt_time IS NOT NULL",
+                DUE,
                 "state = 8, next_attempt_time = NULL, hold_time = $3",
             ),
         };
@@ -120,7 +120,7 @@ impl Store {
     ) -> Result<Option<SubscriptionRef>, Error> {
         let sql = format!(
             "{} SELECT tenant_id, subscription_id FROM s WHERE tenant_id IS NOT NULL",
-            subscriptions_with(Waiting::Held)
+            subscriptions_with(HELD)
         );
         let statement = self.dialect.statement(sql, behind(after, limit));
         let held = references(&self.read.query_all_raw(statement).await?)?;

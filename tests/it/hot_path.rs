@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
 use tokio::task::JoinSet;
 
 use crate::support::app::{App, options};
@@ -113,15 +112,10 @@ async fn many_events_share_few_statements_and_commits() {
 /// How often a delivery was updated, and how often without a new entry in each of its indexes (a
 /// heap-only tuple). The server's processes tell when they end.
 async fn updates_of_deliveries(database: &Database) -> (u64, u64) {
-    let connection =
-        sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
     let sql =
         "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'deliveries'";
-    let statement = Statement::from_string(DbBackend::Postgres, sql);
-    let row = connection.query_one_raw(statement).await.expect("answered").expect("a row");
+    let row = database.row(sql).await;
     let count =
         |at| u64::try_from(row.try_get_by_index::<i64>(at).expect("a count")).expect("positive");
-    let counts = (count(0), count(1));
-    connection.close().await.expect("closed");
-    counts
+    (count(0), count(1))
 }

@@ -3,23 +3,15 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, Statement};
 use tidings::domain::delivery::State;
-use tidings::store::{Room, Store, SubscriptionRef};
+use tidings::store::Store;
 
 use crate::support::Database;
-use crate::support::make::{Maker, succeeded};
+use crate::support::make::{Maker, room, state, succeeded};
 
 /// How many rows of leases there are.
 async fn rows(database: &Database) -> i64 {
-    let connection =
-        sea_orm::Database::connect(&database.config.database_url).await.expect("connected");
-    let statement =
-        Statement::from_string(connection.get_database_backend(), "SELECT count(*) FROM leases");
-    let row = connection.query_one_raw(statement).await.expect("answered").expect("a row");
-    let count = row.try_get_by_index(0).expect("a count");
-    connection.close().await.expect("closed");
-    count
+    database.row("SELECT count(*) FROM leases").await.try_get_by_index(0).expect("a count")
 }
 
 async fn take_over(store: &Store) -> usize {
@@ -38,9 +30,7 @@ on_both! {
         store.register_node(node, Duration::from_mins(1)).await.expect("registered");
         let claimed = {
             maker.deliveries(&store, &subscription, COUNT, node, false, now).await;
-            let of = SubscriptionRef { tenant_id: tenant.id, id: subscription.id };
-            let room = Room { subscription: of, room: 1_000 };
-            store.claim(&[room], node, now, |_| true).await.expect("claimed")
+            store.claim(&[room(&subscription, 1_000)], node, now, |_| true).await.expect("claimed")
         };
         assert_eq!(claimed.len(), COUNT);
         assert_eq!(rows(&database).await, 3, "120 deliveries, 50 in a row");
@@ -55,8 +45,7 @@ on_both! {
         assert_eq!(take_over(&store).await, 1);
         assert_eq!(rows(&database).await, 0);
         let first = &claimed[0].delivery;
-        let read = store.delivery(tenant.id, first.id).await.expect("read").expect("there");
-        assert_eq!(read.state, State::Scheduled);
+        assert_eq!(state(&store, first).await, State::Scheduled);
     }
 }
 
@@ -98,8 +87,7 @@ on_both! {
         let released = other.release_unknown(node, later, |_| false, later).await.expect("looked");
         assert_eq!(released.count, 1, "the one that has no result");
         assert_eq!(rows(&database).await, 0);
-        let read = store.delivery(tenant.id, leased[1].id).await.expect("read").expect("there");
-        assert_eq!(read.state, State::Scheduled);
+        assert_eq!(state(&store, &leased[1]).await, State::Scheduled);
     }
 }
 
@@ -116,13 +104,11 @@ on_both! {
         let mut again = succeeded(&leased, now);
         (again.after.state, again.after.next_attempt_time) = (State::Scheduled, Some(now));
         store.record(&[again], now).await.expect("recorded");
-        let of = SubscriptionRef { tenant_id: tenant.id, id: subscription.id };
-        let room = Room { subscription: of, room: 1 };
-        assert_eq!(store.claim(&[room], other, now, |_| true).await.expect("claimed").len(), 1);
+        let claimed = store.claim(&[room(&subscription, 1)], other, now, |_| true).await;
+        assert_eq!(claimed.expect("claimed").len(), 1);
         assert_eq!(rows(&database).await, 2);
         assert_eq!(take_over(&store).await, 0);
-        let read = store.delivery(tenant.id, leased.id).await.expect("read").expect("there");
-        assert_eq!(read.state, State::Delivering);
+        assert_eq!(state(&store, &leased).await, State::Delivering);
         assert_eq!(rows(&database).await, 1, "the other node's");
     }
 }

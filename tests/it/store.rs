@@ -12,22 +12,11 @@ use tidings::domain::subscription::State as SubscriptionState;
 use tidings::domain::trace::TraceContext;
 use tidings::store::{
     AcceptResult, Acceptance, DeliveryFilter, IdempotencyKey, LateResult, ManualClaim, Retention,
-    Room, Store, SubscriptionRef, Update,
+    Update,
 };
 
 use crate::support::Database;
-use crate::support::make::{Maker, accept, succeeded};
-
-async fn state(store: &Store, delivery: &tidings::domain::delivery::Delivery) -> State {
-    store.delivery(delivery.tenant_id, delivery.id).await.expect("read").expect("there").state
-}
-
-fn room(subscription: &tidings::domain::subscription::Subscription, room: u32) -> Room {
-    Room {
-        subscription: SubscriptionRef { tenant_id: subscription.tenant_id, id: subscription.id },
-        room,
-    }
-}
+use crate::support::make::{Maker, accept, room, state, succeeded};
 
 on_both! {
     async fn a_lost_lease_cannot_overwrite_a_result(database: Database) {

@@ -11,6 +11,7 @@
 mod postgres;
 mod sqlite;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 pub(super) use postgres::column;
@@ -22,7 +23,7 @@ use crate::domain::id::{EventId, NodeId, TenantId};
 
 use super::bulk::{Rows, Type, text};
 use super::line::Lines;
-use super::rows::PLATFORM;
+use super::rows::{PLATFORM, json};
 use super::{Catalog, Error, Store};
 
 /// An idempotency key on its way into the database.
@@ -120,7 +121,8 @@ impl Store {
             fail_point!(AcceptAfterCommit);
             self.wakes.wake();
         } else {
-            self.leases.forget(&leases, born);
+            let numbers = leases.iter().map(|lease| lease.number);
+            self.leases.forget(numbers, born.map(|delivery| delivery.id));
         }
         became
     }
@@ -155,4 +157,10 @@ impl Store {
         }
         Ok(uses)
     }
+}
+
+/// The document of an event's labels.
+fn labels(event: &Event) -> Result<Cow<'static, str>, Error> {
+    let is_empty = event.labels.is_empty();
+    Ok(if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) })
 }

@@ -3,8 +3,6 @@
 //! The arrays are bound as they are, without a value object for each cell: this is the statement that
 //! every event goes through.
 
-use std::borrow::Cow;
-
 use sea_orm::sqlx;
 
 use crate::domain::Timestamp;
@@ -15,8 +13,8 @@ use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
 use super::super::leases::Lease;
 use super::super::line::postgres::Line;
-use super::super::rows::{channel_code, json};
-use super::{AcceptResult, Acceptance};
+use super::super::rows::channel_code;
+use super::{AcceptResult, Acceptance, labels};
 
 /// The constraint that a taken key violates.
 const KEYS_CONSTRAINT: &str = "idempotency_keys_pkey";
@@ -116,11 +114,7 @@ fn bind_keys<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
 
 fn bind_events<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Result<Query<'q>, Error> {
     let events = &new.events;
-    let mut labels = Vec::with_capacity(events.len());
-    for event in events {
-        let is_empty = event.labels.is_empty();
-        labels.push(if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) });
-    }
+    let labels: Vec<_> = events.iter().map(|event| labels(event)).collect::<Result<_, _>>()?;
     Ok(query
         .bind(column(events, |event| event.tenant_id.as_str()))
         .bind(column(events, |event| event.id.as_str()))

@@ -1,8 +1,6 @@
 //! Accepting on SQLite: one transaction, with one prepared statement for each kind of row. See
 //! `docs/adr/0014-sqlite-line.md`.
 
-use std::borrow::Cow;
-
 use rusqlite::{Connection, params};
 
 use crate::domain::Timestamp;
@@ -14,8 +12,8 @@ use super::super::Error;
 use super::super::feed::Told;
 use super::super::leases::Lease;
 use super::super::line::sqlite::{End, Line};
-use super::super::rows::{channel_code, json};
-use super::{AcceptResult, Acceptance};
+use super::super::rows::channel_code;
+use super::{AcceptResult, Acceptance, labels};
 
 const SETTINGS_STAND: &str = "SELECT 1 FROM tenant_config WHERE tenant_id = ?1 AND version = ?2";
 
@@ -92,15 +90,13 @@ fn take_keys(transaction: &Connection, new: &Acceptance<'_>) -> Result<bool, Err
 fn insert_events(transaction: &Connection, events: &[&Event]) -> Result<(), Error> {
     let mut statement = transaction.prepare_cached(INSERT_EVENT)?;
     for event in events {
-        let is_empty = event.labels.is_empty();
-        let labels = if is_empty { Cow::Borrowed("{}") } else { Cow::Owned(json(&event.labels)?) };
         statement.execute(params![
             event.tenant_id.as_str(),
             event.id.as_str(),
             event.event_type,
             event.subject,
             event.data.as_ref(),
-            labels,
+            labels(event)?,
             event.occur_time.as_micros(),
             event.create_time.as_micros(),
             event.deliver_time.map(Timestamp::as_micros),

@@ -18,9 +18,10 @@ use tokio::sync::Mutex;
 use super::super::feed::PgQuery;
 
 /// Has PostgreSQL plan a statement once: the plans of ours do not depend on their values.
-/// And has it read by keys in their order, not in that of pages: rows are locked in an order that all
-/// have in common.
-const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan; SET enable_bitmapscan = off";
+const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
+/// Has it read by keys in their order, not in that of pages: rows are locked in an order that all have in
+/// common.
+const IN_ORDER: &str = "SET enable_bitmapscan = off";
 
 /// One for each of the two statements. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -102,7 +103,7 @@ impl Inner {
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
         let connecting = async {
             let mut connection = PgConnection::connect_with(&self.options).await?;
-            for setting in self.settings.iter().chain([&PLAN_ONCE]) {
+            for setting in self.settings.iter().chain([&PLAN_ONCE, &IN_ORDER]) {
                 connection.execute(*setting).await?;
             }
             Ok(connection)

@@ -19,7 +19,7 @@ use crate::domain::id::{DeliveryId, TenantId};
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
 use super::entity::delivery;
 use super::line::Lines;
-use super::rows::{json, outcome_code, trigger_code};
+use super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
 
 /// How a lease ended.
@@ -213,7 +213,7 @@ impl Store {
                 int(i32::try_from(attempt.number).unwrap_or(i32::MAX)),
                 int(i32::from(trigger_code(attempt.trigger))),
                 bigint(report.start_time.as_micros()),
-                bigint(i64::try_from(report.duration.as_micros()).unwrap_or(i64::MAX)),
+                bigint(micros(report.duration)),
                 int(report.http_status.map_or(0, i32::from)),
                 text(json(&report.request_headers)?),
                 text(json(&report.response_headers)?),

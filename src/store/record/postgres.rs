@@ -12,7 +12,7 @@ use super::super::accept::column;
 use super::super::error::refused;
 use super::super::feed::{PgQuery, Told, feed_tail};
 use super::super::line::postgres::Line;
-use super::super::rows::{json, outcome_code, trigger_code};
+use super::super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Ended, headers};
 
 /// Somebody else has changed one of the deliveries first: a cast that fails (invalid text
@@ -113,15 +113,13 @@ fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, 
         failures.push(report.failure.as_ref().map(json).transpose()?);
         timings.push(report.timings.as_ref().map(json).transpose()?);
     }
-    let micros =
-        |attempt: &Attempt| i64::try_from(attempt.report.duration.as_micros()).unwrap_or(i64::MAX);
     Ok(query
         .bind(column(&made, |(ended, _)| ended.after.tenant_id.to_string()))
         .bind(column(&made, |(_, attempt)| attempt.delivery_id.to_string()))
         .bind(column(&made, |(_, attempt)| number(attempt.number)))
         .bind(column(&made, |(_, attempt)| trigger_code(attempt.trigger)))
         .bind(column(&made, |(_, attempt)| attempt.report.start_time.as_micros()))
-        .bind(column(&made, |(_, attempt)| micros(attempt)))
+        .bind(column(&made, |(_, attempt)| micros(attempt.report.duration)))
         .bind(column(&made, |(_, attempt)| attempt.report.http_status.map(i32::from)))
         .bind(sent)
         .bind(received)

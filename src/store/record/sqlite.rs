@@ -13,14 +13,15 @@ use crate::domain::id::DeliveryId;
 use super::super::Error;
 use super::super::feed::Told;
 use super::super::line::sqlite::{End, Line};
-use super::super::rows::{json, outcome_code, trigger_code};
+use super::super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Ended, headers};
 
 const UPDATE_DELIVERY: &str = "UPDATE deliveries SET state = ?4, failure_reason = ?5,
         -- Whoever has a result was not interrupted.
         interrupted_count = CASE WHEN ?6 > attempt_count THEN 0 ELSE interrupted_count END,
         attempt_count = ?6, automatic_count = ?7, next_attempt_time = ?8, leased_by = NULL,
-        due_time = NULL, hold_time = CASE WHEN ?4 = 8 THEN ?10 END, last_attempt = ?9, revision = ?3, update_time = ?10
+        due_time = NULL, hold_time = CASE WHEN ?4 = 8 THEN ?10 END, last_attempt = ?9,
+        revision = ?3, update_time = ?10
     -- The fence: only the change that follows the one we know.
     WHERE tenant_id = ?1 AND id = ?2 AND revision = ?3 - 1";
 
@@ -91,7 +92,7 @@ fn insert_attempt(
         attempt.number,
         trigger_code(attempt.trigger),
         report.start_time.as_micros(),
-        i64::try_from(report.duration.as_micros()).unwrap_or(i64::MAX),
+        micros(report.duration),
         report.http_status,
         headers(&report.request_headers)?,
         headers(&report.response_headers)?,

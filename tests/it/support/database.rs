@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use sea_orm::{ConnectionTrait, Database as SeaDatabase};
+use sea_orm::{ConnectionTrait, Database as SeaDatabase, QueryResult, Statement};
 use tempfile::TempDir;
 use tidings::store::{Config, KeySource, MasterKey, Store};
 
@@ -93,6 +93,15 @@ impl Database {
         let connection = SeaDatabase::connect(&self.config.database_url).await.expect("connected");
         connection.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         connection.close().await.expect("closed");
+    }
+
+    /// The row that a query past the service finds.
+    pub(crate) async fn row(&self, sql: &str) -> QueryResult {
+        let connection = SeaDatabase::connect(&self.config.database_url).await.expect("connected");
+        let statement = Statement::from_string(connection.get_database_backend(), sql);
+        let row = connection.query_one_raw(statement).await;
+        connection.close().await.expect("closed");
+        row.unwrap_or_else(|error| panic!("{sql}: {error}")).expect("a row")
     }
 
     /// Whether it is a file of its own.

@@ -22,7 +22,7 @@ use tidings::domain::subscription::{
 };
 use tidings::domain::tenant::{Tenant, TenantSpec};
 use tidings::domain::trace::TraceContext;
-use tidings::store::{AcceptResult, Acceptance, Ended, Store};
+use tidings::store::{AcceptResult, Acceptance, Ended, Room, Store, SubscriptionRef};
 
 /// Makes ids from a seed: the same in every run.
 pub(crate) struct Maker(Mutex<StdRng>);
@@ -217,4 +217,15 @@ pub(crate) fn succeeded(delivery: &Delivery, now: Timestamp) -> Ended {
         ..delivery.clone()
     };
     Ended { after, attempt: Some(attempt) }
+}
+
+/// Room for so many deliveries of a subscription.
+pub(crate) fn room(subscription: &Subscription, room: u32) -> Room {
+    let of = SubscriptionRef { tenant_id: subscription.tenant_id, id: subscription.id };
+    Room { subscription: of, room }
+}
+
+/// How a delivery stands in the database.
+pub(crate) async fn state(store: &Store, delivery: &Delivery) -> State {
+    store.delivery(delivery.tenant_id, delivery.id).await.expect("read").expect("there").state
 }
