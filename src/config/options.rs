@@ -202,7 +202,8 @@ options! {
         /// Largest payload of an event, in bytes.
         max_payload_bytes: usize = "262144" in "1024" to "3145728", "BYTES";
         /// Most attempts that run at once on this node. An attempt costs one socket and some
-        /// kilobytes. One tenant never takes more than three quarters of what the others leave.
+        /// kilobytes. A quarter is kept for endpoints that answer within a second, and one tenant
+        /// never takes more than three quarters of what the others leave.
         max_in_flight: usize = "4096" in "1" to "100000", "COUNT";
         /// Most deliveries in memory that wait for a worker. More wait in the database.
         queue_size: usize = "8192" in "1" to "1000000", "COUNT";

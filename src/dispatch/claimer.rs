@@ -2,19 +2,20 @@
 //! scheduled, and from each no more than its lane has room for.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::domain::Clock;
 use crate::domain::id::TenantId;
 use crate::domain::subscription::Subscription;
-use crate::domain::{Clock, Timestamp};
 use crate::store::{Candidate, Catalog, Claim, Error, SubscriptionRef};
 
 use super::Shared;
-use super::decide::claims::{BREATH, Giver, PORTION, Plan, Round};
+use super::decide::claims::{Giver, PORTION, Plan, Round, rest};
 use super::queue::{Job, Permit, Queue};
 
 /// Subscriptions that one turn looks at.
@@ -54,14 +55,11 @@ pub(super) async fn run(
     (stop, claiming): (CancellationToken, TaskTrackerToken),
 ) -> &'static str {
     while !stop.is_cancelled() {
+        let begin = shared.clock.now();
         let round = match round(&shared, &queue).await {
             Ok(round) => round,
             Err(error) => {
-                tracing::warn!(%error, "due deliveries cannot be claimed; trying again");
-                tokio::select! {
-                    () = tokio::time::sleep(ERROR_PAUSE) => {}
-                    () = stop.cancelled() => {}
-                }
+                fail(&error, &stop).await;
                 continue;
             }
         };
@@ -69,27 +67,72 @@ pub(super) async fn run(
         shared.metrics.queue_bytes.set(i64::try_from(queue.bytes()).unwrap_or(i64::MAX));
         let now = shared.clock.now();
         queue.prune(now);
-        let pause = round.pause(now, shared.config.poll_interval);
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
-            () = shared.due.notified() => {}
-            () = queue.room(), if round.is_full => tokio::time::sleep(BREATH).await,
-        }
+        let poll_interval = shared.config.poll_interval;
+        let rest = rest(now.since(begin), poll_interval);
+        let pause = round.pause(now, rest, poll_interval);
+        between_rounds(&shared, &queue, (rest, pause), &stop).await;
     }
     drop(claiming);
     std::future::pending().await
 }
 
+/// Claims for those that have room again, until the next round is to begin: after `pause`, or when it is
+/// called for, but not before `rest` is over.
+async fn between_rounds(
+    shared: &Shared,
+    queue: &Queue,
+    (rest, pause): (Duration, Duration),
+    stop: &CancellationToken,
+) {
+    let (mut rested, mut paused) =
+        (pin!(tokio::time::sleep(rest)), pin!(tokio::time::sleep(pause)));
+    let mut is_called = false;
+    loop {
+        let ready = tokio::select! {
+            () = stop.cancelled() => return,
+            () = &mut paused => return,
+            () = &mut rested, if is_called => return,
+            () = shared.due.notified(), if !is_called => {
+                is_called = true;
+                continue;
+            }
+            ready = queue.ready() => ready,
+        };
+        if ready.is_empty() {
+            continue;
+        }
+        let (mut round, begin) = (Round::default(), shared.clock.now());
+        if let Err(error) = claim(shared, queue, &ready, &mut round).await {
+            return fail(&error, stop).await;
+        }
+        let took = shared.clock.now().since(begin);
+        let breath = round.breath(took, shared.config.poll_interval);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(breath) => {}
+        }
+    }
+}
+
+async fn fail(error: &Error, stop: &CancellationToken) {
+    tracing::warn!(%error, "due deliveries cannot be claimed; trying again");
+    tokio::select! {
+        () = tokio::time::sleep(ERROR_PAUSE) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn round(shared: &Shared, queue: &Queue) -> Result<Round, Error> {
     let mut round = Round::default();
+    // It claims for them, too.
+    drop(queue.take_ready());
     let mut cursor = None;
     loop {
         let page = shared.store.scheduled(cursor, PAGE).await?;
         let now = shared.clock.now();
         let due = round.due(&page, now);
         if !due.is_empty() {
-            claim(shared, queue, &due, now, &mut round).await?;
+            claim(shared, queue, &due, &mut round).await?;
         }
         cursor = page.last().map(|(subscription, _)| *subscription);
         if page.len() < PAGE as usize {
@@ -102,9 +145,9 @@ async fn claim(
     shared: &Shared,
     queue: &Queue,
     due: &[SubscriptionRef],
-    now: Timestamp,
     round: &mut Round,
 ) -> Result<(), Error> {
+    let now = shared.clock.now();
     let mut tenants: Vec<_> = due.iter().map(|subscription| subscription.tenant_id).collect();
     tenants.dedup();
     let settings_seen = shared.store.settings_seen();
@@ -116,7 +159,7 @@ async fn claim(
     let gates: Vec<_> = gates.collect();
     let mut plan = Plan::of(gates, &mut places, round);
     let (rooms, probed) = (std::mem::take(&mut plan.rooms), std::mem::take(&mut plan.probed));
-    let admit = |candidate: &Candidate| plan.admit(candidate, &mut places, round);
+    let admit = |candidate: &Candidate| plan.admit(candidate, &mut places);
     let probe_until = now.plus(shared.config.health.probe_lease);
     let node = shared.lease.node();
     let Claim { claimed, probes } =
@@ -138,6 +181,11 @@ async fn claim(
             settings_seen,
             permit,
         });
+    }
+    let wanting = plan.take_wanting();
+    drop(plan);
+    for want in wanting {
+        queue.take_note(want, places.settings(want.of));
     }
     Ok(())
 }

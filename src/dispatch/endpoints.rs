@@ -17,6 +17,7 @@ use crate::store::{EndpointHealth, Error, Observed, Store};
 
 use super::Shared;
 use super::decide::endpoints::Known;
+use super::decide::trust::{Allowance, Sign};
 
 /// How often others' changes are read.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -60,6 +61,30 @@ impl Endpoints {
         now: Timestamp,
     ) -> usize {
         self.read().allowed(id, subscription, now)
+    }
+
+    /// See [`Known::allowance`].
+    pub(super) fn allowance(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+        now: Timestamp,
+    ) -> Allowance {
+        self.read().allowance(id, subscription, now)
+    }
+
+    /// See [`Known::trust`]. Most attempts end as the ones before.
+    pub(super) fn trust(
+        &self,
+        id: SubscriptionId,
+        subscription: &Subscription,
+        sign: Sign,
+        now: Timestamp,
+    ) {
+        let is_news = self.read().is_news(id, subscription, sign, now);
+        if is_news {
+            self.write().trust(id, subscription, sign, now);
+        }
     }
 
     /// See [`Known::rate`].

@@ -5,8 +5,8 @@
 //! several deliveries share counts for each of them, since each attempt makes a body of its own.) A
 //! lane has at most as many attempts under way as the subscription, its endpoint's health and the
 //! other replicas leave to this node; a slow endpoint fills its own lane and no other. One tenant
-//! never takes all places, and a quarter of the places and of the bytes is kept for the first few
-//! deliveries of each lane, so that slow endpoints cannot lock out a good one.
+//! never takes all places, and a quarter of the places and of the bytes is kept for prompt endpoints
+//! and the first few deliveries of each lane, so that slow endpoints cannot lock out a good one.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -23,10 +23,12 @@ use crate::domain::event::Event;
 use crate::domain::id::{DeliveryId, NodeId, SubscriptionId};
 use crate::domain::subscription::Subscription;
 use crate::domain::{Clock, Timestamp};
-use crate::store::{Catalog, SettingsSeen};
+use crate::store::{Catalog, SettingsSeen, SubscriptionRef};
 
 use super::Config;
 use super::decide::lanes::{self, Lanes, Place};
+use super::decide::places::Owner;
+use super::decide::wants::Want;
 use super::slots::Slots;
 use super::worker::{Turn, Worker};
 
@@ -71,9 +73,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(queue) = self.queue.upgrade() else { return };
-        queue.lock().give_back(&self.place);
-        // A permit that was never used is one that the claimer had too many: no news to it.
-        if self.place.is_used() {
+        let is_any_ready = queue.lock().give_back(&self.place);
+        if is_any_ready {
             queue.room.notify_one();
         }
     }
@@ -86,7 +87,7 @@ struct Inner {
     worker: Worker,
     tracker: TaskTracker,
     aborted: Abort,
-    /// Tells the claimer that there is room again.
+    /// Tells the claimer that a lane that wanted room has some.
     room: Notify,
 }
 
@@ -127,7 +128,7 @@ impl Queue {
     pub(super) fn new(config: &Config, worker: Worker) -> Self {
         Self(Arc::new(Inner {
             lanes: Mutex::new(Lanes::new(config.queue_size, config.queue_bytes)),
-            in_flight: Slots::new(config.max_in_flight),
+            in_flight: Slots::new(config.max_in_flight, worker.clock().clone()),
             worker,
             tracker: TaskTracker::new(),
             aborted: Abort::default(),
@@ -148,10 +149,10 @@ impl Queue {
         subscription: Option<&Subscription>,
         wanted: usize,
     ) -> Vec<Permit> {
-        let allowed = self.0.worker.allowed(id, subscription);
-        let tenant = subscription.map(|subscription| subscription.tenant_id);
         let now = self.0.worker.clock().now();
-        let places = self.0.lock().reserve((id, tenant), wanted, allowed, now);
+        let allowance = self.0.worker.allowance(id, subscription, now);
+        let tenant = subscription.map(|subscription| subscription.tenant_id);
+        let places = self.0.lock().reserve((id, tenant), wanted, allowance, now);
         places.into_iter().map(|place| self.permit(place)).collect()
     }
 
@@ -267,10 +268,10 @@ impl Queue {
         loop {
             let now = self.0.worker.clock().now();
             let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
-            let allowed = self.0.worker.allowed(id, subscription);
+            let allowance = self.0.worker.allowance(id, subscription, now);
             let rate = self.0.worker.rate(subscription);
             let next_start = rate.and_then(|_| self.0.lock().next_start(id));
-            match lanes::turn(&job.permit.place, allowed, next_start, now) {
+            match lanes::turn(&job.permit.place, allowance.in_flight, next_start, now) {
                 lanes::Turn::GiveBack => return Some((job, Turn::GiveBack)),
                 lanes::Turn::Wait(start) => {
                     tokio::time::sleep(start.since(now)).await;
@@ -278,7 +279,8 @@ impl Queue {
                 }
                 lanes::Turn::Ask => {}
             }
-            let slot = self.0.in_flight.acquire(job.delivery.tenant_id, id).await;
+            let owner = Owner { tenant: job.delivery.tenant_id, subscription: id };
+            let slot = self.0.in_flight.acquire(owner, allowance.is_prompt).await;
             // That may have taken long: what holds is what is true now.
             self.0.worker.refresh(&mut job).await;
             job = self.keep(job)?;
@@ -336,9 +338,31 @@ impl Queue {
         self.len() == 0
     }
 
-    /// Waits until a place may have become free.
-    pub(super) async fn room(&self) {
+    /// Something is due for a subscription, and found no place, or no room for its bytes
+    /// (`is_heavy`): it is claimed as soon as there is some.
+    pub fn want(&self, subscription: &Subscription, is_heavy: bool) {
+        self.take_note(Want { of: subscription.into(), is_heavy }, Some(subscription));
+    }
+
+    /// See [`Queue::want`].
+    pub(super) fn take_note(&self, want: Want, subscription: Option<&Subscription>) {
+        let now = self.0.worker.clock().now();
+        let allowance = self.0.worker.allowance(want.of.id, subscription, now);
+        let is_any_ready = self.0.lock().want(want, allowance, now);
+        if is_any_ready {
+            self.0.room.notify_one();
+        }
+    }
+
+    /// Waits until there is room for subscriptions that wanted some.
+    pub(super) async fn ready(&self) -> Vec<SubscriptionRef> {
         self.0.room.notified().await;
+        self.take_ready()
+    }
+
+    /// Those that have room now.
+    pub(super) fn take_ready(&self) -> Vec<SubscriptionRef> {
+        self.0.lock().take_ready()
     }
 
     /// Takes nothing more, and lets go of what has not begun.

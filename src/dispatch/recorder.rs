@@ -18,6 +18,9 @@ use super::queue::Permit;
 
 /// Most results in one transaction.
 const MAX_BATCH: usize = 512;
+/// How long failures wait for further ones. A thousand endpoints that time out one after another share
+/// transactions, then; nobody waits for a failure.
+const COMPANY: Duration = Duration::from_millis(25);
 /// How long to wait before trying again to write, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -28,6 +31,13 @@ pub(super) struct Finished {
     /// What it says about its endpoint, when that is to be written down.
     pub(super) seen: Option<Observed>,
     pub(super) permit: Permit,
+}
+
+impl Finished {
+    /// Whether it is tried again later, and nothing else came of it.
+    fn is_failure(&self) -> bool {
+        self.ended.attempt.is_some() && self.ended.after.state == State::Scheduled
+    }
 }
 
 /// Where results go. Cheap to clone.
@@ -86,11 +96,26 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
                 if results.finished.recv_many(&mut batch, MAX_BATCH).await == 0 { break }
             }
         }
+        if batch.iter().all(|finished| finished.is_failure()) {
+            // What arrives meanwhile stays when the time is up.
+            let _ = tokio::time::timeout(COMPANY, gather(&mut results, &mut batch)).await;
+        }
         record(&shared, std::mem::take(&mut batch)).await;
     }
     results.drained.send_replace(true);
     // The end of this task by itself would be a fault; at the end of the process it is not.
     std::future::pending().await
+}
+
+/// Takes further failures, until something else comes.
+async fn gather(results: &mut Results, batch: &mut Vec<Box<Finished>>) {
+    while batch.len() < MAX_BATCH && batch.iter().all(|finished| finished.is_failure()) {
+        let room = MAX_BATCH - batch.len();
+        tokio::select! {
+            count = results.finished.recv_many(batch, room) => if count == 0 { return },
+            () = closed(&mut results.closing) => return,
+        }
+    }
 }
 
 /// Waits until the recorder is closed. Without a handle left it is, too.

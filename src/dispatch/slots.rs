@@ -5,73 +5,106 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::domain::id::{SubscriptionId, TenantId};
+use crate::domain::Clock;
 
-use super::decide::places::{Owner, Places};
+use super::decide::places::{Given, Owner, Places};
 
 /// The places. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Slots(Arc<Mutex<Places<oneshot::Sender<Slot>>>>);
+pub(super) struct Slots {
+    places: Arc<Mutex<Places<oneshot::Sender<Slot>>>>,
+    clock: Arc<dyn Clock>,
+}
 
 /// A place; given back when dropped.
 pub(super) struct Slot {
     slots: Slots,
-    owner: Owner,
+    given: Given,
+    is_silent: bool,
+}
+
+impl Slot {
+    /// Takes note that the endpoint did not answer.
+    pub(super) const fn silent(&mut self) {
+        self.is_silent = true;
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut given = Vec::new();
-        {
-            let mut places = self.slots.lock();
-            places.give_back(self.owner);
-            while let Some(next) = places.give_next(|waiter| !waiter.is_closed()) {
-                given.push(next);
-            }
-        }
-        for (owner, waiter) in given {
-            // Whoever has stopped waiting this very moment drops the slot, which gives it to the next.
-            drop(waiter.send(Slot { slots: self.slots.clone(), owner }));
-        }
+        self.slots.lock().give_back(&self.given, self.is_silent);
+        self.slots.give();
     }
 }
 
 impl Slots {
-    pub(super) fn new(size: usize) -> Self {
-        Self(Arc::new(Mutex::new(Places::new(size))))
+    pub(super) fn new(size: usize, clock: Arc<dyn Clock>) -> Self {
+        Self { places: Arc::new(Mutex::new(Places::new(size))), clock }
     }
 
     fn lock(&self) -> MutexGuard<'_, Places<oneshot::Sender<Slot>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for a place.
-    pub(super) async fn acquire(&self, tenant: TenantId, subscription: SubscriptionId) -> Slot {
-        let owner = Owner { tenant, subscription };
-        let slot = {
+    fn slot(&self, given: Given) -> Slot {
+        Slot { slots: self.clone(), given, is_silent: false }
+    }
+
+    /// Gives free places to those who have their turn.
+    fn give(&self) {
+        let now = self.clock.now();
+        loop {
+            let next = self.lock().give_next(now, |waiter| !waiter.is_closed());
+            let Some((given, waiter)) = next else { return };
+            // Whoever has stopped waiting this very moment drops the slot, which gives it to the next.
+            drop(waiter.send(self.slot(given)));
+        }
+    }
+
+    /// Waits for a place. `is_prompt` says whether the endpoint is a prompt one.
+    pub(super) async fn acquire(&self, owner: Owner, is_prompt: bool) -> Slot {
+        let now = self.clock.now();
+        let mut waits = {
             let mut places = self.lock();
-            if places.take(owner) {
-                return Slot { slots: self.clone(), owner };
+            if let Some(given) = places.take(owner, is_prompt, now) {
+                return self.slot(given);
             }
-            let (reply, slot) = oneshot::channel();
-            places.wait(owner, reply);
-            slot
+            let (reply, waits) = oneshot::channel();
+            places.wait(owner, is_prompt, reply);
+            waits
         };
-        match slot.await {
-            Ok(slot) => slot,
-            // Waiters are dropped only with the places themselves.
-            Err(_) => std::future::pending().await,
+        loop {
+            let now = self.clock.now();
+            let alarm = self.lock().alarm(is_prompt, now);
+            let slot = match alarm {
+                None => (&mut waits).await,
+                Some(alarm) => tokio::select! {
+                    slot = &mut waits => slot,
+                    () = tokio::time::sleep(alarm.since(now)) => {
+                        self.give();
+                        continue;
+                    }
+                },
+            };
+            match slot {
+                Ok(slot) => return slot,
+                // Waiters are dropped only with the places themselves.
+                Err(_) => std::future::pending().await,
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
     use futures::FutureExt;
     use rand::SeedableRng;
     use rand::rngs::StdRng;
 
     use crate::domain::Timestamp;
+    use crate::domain::id::{SubscriptionId, TenantId};
 
     use super::*;
 
@@ -83,26 +116,110 @@ mod tests {
             .collect()
     }
 
+    /// Time flies: whoever looks at the clock again finds that another attempt may begin.
+    struct Flying(AtomicI64);
+
+    impl Clock for Flying {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(self.0.fetch_add(100_000, Ordering::Relaxed))
+        }
+    }
+
+    fn slots(size: usize) -> Slots {
+        Slots::new(size, Arc::new(Flying(AtomicI64::new(1_770_283_800_000_000))))
+    }
+
+    /// Time stands still.
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_micros(1_770_283_800_000_000)
+        }
+    }
+
+    fn owner((tenant, subscription): (TenantId, SubscriptionId)) -> Owner {
+        Owner { tenant, subscription }
+    }
+
     /// What is given at once.
-    fn take(slots: &Slots, (tenant, id): (TenantId, SubscriptionId), wanted: usize) -> Vec<Slot> {
-        (0..wanted).filter_map(|_| slots.acquire(tenant, id).now_or_never()).collect()
+    fn take(slots: &Slots, of: (TenantId, SubscriptionId), wanted: usize) -> Vec<Slot> {
+        (0..wanted).filter_map(|_| slots.acquire(owner(of), false).now_or_never()).collect()
     }
 
     #[test]
     fn no_tenant_takes_the_last_places() {
         let ids = ids(3);
-        let slots = Slots::new(4_096);
+        let slots = slots(4_096);
         let first = take(&slots, ids[0], 10_000);
-        assert_eq!(first.len(), 3_072, "three quarters");
+        assert_eq!(first.len(), 2_304, "three quarters of what is not kept");
         let second = take(&slots, ids[1], 10_000);
-        assert_eq!(second.len(), 768, "three quarters of the rest");
+        assert_eq!(second.len(), 576, "three quarters of the rest");
         assert!(!take(&slots, ids[2], 1).is_empty(), "something is always left");
+    }
+
+    #[test]
+    fn however_many_hang_a_prompt_endpoint_finds_a_place() {
+        let ids = ids(2_000);
+        let slots = slots(64);
+        let hanging: Vec<_> = ids.iter().flat_map(|of| take(&slots, *of, 2)).collect();
+        assert_eq!(hanging.len(), 48);
+        let own = owner((ids[0].0, ids[1].1));
+        let prompt: Vec<_> =
+            (0..9).filter_map(|_| slots.acquire(own, true).now_or_never()).collect();
+        assert_eq!(prompt.len(), 9, "although its tenant has others that hang");
+        assert!(take(&slots, ids[1], 1).is_empty(), "what is kept is not for others");
+    }
+
+    #[test]
+    fn a_place_that_nobody_else_may_have_goes_to_a_prompt_endpoint() {
+        let ids = ids(100);
+        let slots = slots(8);
+        let mut hanging: Vec<_> = ids.iter().flat_map(|of| take(&slots, *of, 2)).collect();
+        let mut answering: Vec<_> = ids[90..]
+            .iter()
+            .filter_map(|of| slots.acquire(owner(*of), true).now_or_never())
+            .collect();
+        assert_eq!((hanging.len(), answering.len()), (6, 2));
+        let mut first = Box::pin(slots.acquire(owner(ids[50]), false));
+        let mut second = Box::pin(slots.acquire(owner(ids[51]), true));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert!(second.as_mut().now_or_never().is_none());
+        answering.pop();
+        let second = second.as_mut().now_or_never();
+        assert!(second.is_some(), "the other one came first, but this place is kept");
+        hanging.pop();
+        assert!(first.as_mut().now_or_never().is_none(), "two are kept, and prompt ones have two");
+        drop((answering, second));
+        assert!(first.as_mut().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn attempts_that_may_hang_begin_one_after_another() {
+        let ids = ids(1);
+        let slots = Slots::new(4_096, Arc::new(Still));
+        let mut silent = take(&slots, ids[0], 1_000);
+        assert_eq!(silent.len(), 128, "a thirty-second part");
+        let answering = slots.acquire(owner(ids[0]), true).now_or_never();
+        assert!(answering.is_some(), "prompt ones do not wait for others");
+        for slot in &mut silent {
+            slot.silent();
+        }
+        drop((silent, answering));
+        assert!(
+            take(&slots, ids[0], 1_000).is_empty(),
+            "no time has passed, and nobody has answered"
+        );
+        let slots = Slots::new(4_096, Arc::new(Still));
+        for _ in 0..1_000 {
+            assert_eq!(take(&slots, ids[0], 1).len(), 1, "it was answered");
+        }
     }
 
     #[test]
     fn one_place_is_enough_to_go_on() {
         let ids = ids(2);
-        let slots = Slots::new(1);
+        let slots = slots(1);
         let held = take(&slots, ids[0], 2);
         assert_eq!(held.len(), 1);
         assert!(take(&slots, ids[1], 1).is_empty());
@@ -113,16 +230,16 @@ mod tests {
     #[tokio::test]
     async fn a_free_place_goes_to_whom_has_the_fewest() {
         let ids = ids(3);
-        let slots = Slots::new(8);
+        let slots = slots(8);
         let mut hanging = take(&slots, ids[0], 6);
-        assert_eq!(hanging.len(), 6);
+        assert_eq!(hanging.len(), 5, "two are kept");
         let quiet_one = (ids[0].0, ids[2].1);
         let (loud, quiet, other) = (
             tokio::spawn({
                 let (slots, of) = (slots.clone(), ids[0]);
-                async move { slots.acquire(of.0, of.1).await }
+                async move { slots.acquire(owner(of), false).await }
             }),
-            async { slots.acquire(quiet_one.0, quiet_one.1).await },
+            async { slots.acquire(owner(quiet_one), false).await },
             take(&slots, ids[1], 1),
         );
         tokio::task::yield_now().await;

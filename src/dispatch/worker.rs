@@ -30,6 +30,7 @@ use super::decide::delivery::{
     MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, postponed,
     verdict,
 };
+use super::decide::trust::{Allowance, Sign};
 use super::digest;
 use super::mail::Standing;
 use super::quarantine::{self, Made};
@@ -40,7 +41,7 @@ use super::slots::Slot;
 /// What a delivery gets when its turn has come.
 pub(super) enum Turn {
     /// An attempt, in this place.
-    Attempt(#[expect(dead_code, reason = "held until the attempt is over")] Slot),
+    Attempt(Slot),
     /// Nothing: its endpoint may have no request now.
     GiveBack,
 }
@@ -61,13 +62,23 @@ impl Worker {
         self.shared.lease.node()
     }
 
-    pub(super) fn clock(&self) -> &DatabaseClock {
+    pub(super) fn clock(&self) -> &Arc<DatabaseClock> {
         &self.shared.clock
     }
 
     /// Attempts that this node may have under way at once, the probe of an open breaker aside.
     pub(super) fn allowed(&self, id: SubscriptionId, subscription: Option<&Subscription>) -> usize {
         self.shared.endpoints.allowed(id, subscription, self.shared.clock.now())
+    }
+
+    /// The same, and whether the endpoint is a prompt one.
+    pub(super) fn allowance(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+        now: Timestamp,
+    ) -> Allowance {
+        self.shared.endpoints.allowance(id, subscription, now)
     }
 
     /// What this node may send to a subscription's endpoint now.
@@ -91,7 +102,7 @@ impl Worker {
     }
 
     /// Brings one delivery a step further, and with it those that go out in the same message.
-    pub(super) async fn run(&self, mut first: Box<Job>, further: Vec<Box<Job>>, turn: Turn) {
+    pub(super) async fn run(&self, mut first: Box<Job>, further: Vec<Box<Job>>, mut turn: Turn) {
         let Some(catalog) = self.settings(&mut first).await else { return };
         let subscription = catalog.subscription(first.delivery.subscription_id).cloned();
         let may_attempt =
@@ -127,7 +138,10 @@ impl Worker {
             self.record(Ended { after, attempt: None }, permit).await;
         }
         if let Some(subscription) = subscription {
-            self.attempt(going, &catalog, &subscription).await;
+            let sign = self.attempt(going, &catalog, &subscription).await;
+            if let (Turn::Attempt(slot), Some(Sign::Silent)) = (&mut turn, sign) {
+                slot.silent();
+            }
         }
     }
 
@@ -161,17 +175,17 @@ impl Worker {
         }
     }
 
-    /// Makes one attempt for all of `jobs`, and records it for each.
+    /// Makes one attempt for all of `jobs`, and records it for each. Tells how it ended, if there was one.
     async fn attempt(
         &self,
         mut jobs: Vec<Box<Job>>,
         catalog: &Catalog,
         subscription: &Arc<Subscription>,
-    ) {
+    ) -> Option<Sign> {
         // The same order, and so the same message, over all attempts.
         jobs.sort_unstable_by_key(|job| job.delivery.id);
         let mut jobs = jobs.into_iter();
-        let Some(first) = jobs.next() else { return };
+        let first = jobs.next()?;
         let task_of = |job: &Job| {
             let subscription = Arc::clone(subscription);
             self.shared.task(&job.delivery, &job.event, catalog, subscription, Trigger::Automatic)
@@ -179,7 +193,11 @@ impl Worker {
         let mut task = task_of(&first);
         task.digest = jobs.as_slice().iter().map(|job| digest_item(job)).collect();
         let made = self.shared.attempt_in_turn(&first.delivery, &task).await;
+        let mut sign = None;
         if let Made::Attempt(attempt) = &made {
+            let (ended, now) = (Sign::of(&attempt.report), self.shared.clock.now());
+            self.shared.endpoints.trust(subscription.id, subscription, ended, now);
+            sign = Some(ended);
             self.shared.suppress_bounced(&task, attempt).await;
         }
         let random = self.shared.random_unit();
@@ -203,6 +221,7 @@ impl Worker {
         let Job { delivery, permit, .. } = *first;
         let ended = self.ended(delivery, made, catalog, subscription, (now, random));
         self.record(ended, permit).await;
+        sign
     }
 
     /// How a delivery stands after an attempt, or without one.

@@ -19,8 +19,11 @@ const RING_CHANGES: usize = 8_192;
 const PAGE: u32 = 512;
 /// How often to look when nothing wakes the hub: for replicas that cannot hear each other.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// The shortest time between two looks: many commits share one.
+/// The shortest time between two looks: many commits share one. Each wakes every watcher of the tenant, so
+/// it grows with how many there are, up to [`LONGEST_BREATH`].
 const BREATH: Duration = Duration::from_millis(5);
+const BREATH_PER_WATCHER: Duration = Duration::from_micros(250);
+const LONGEST_BREATH: Duration = Duration::from_millis(50);
 /// The pause after a database error.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
@@ -137,6 +140,12 @@ impl Hub {
     }
 }
 
+/// How long to wait before the next look, so that many watchers are not woken for each commit.
+fn breath(watchers: i64) -> Duration {
+    let watchers = u32::try_from(watchers).unwrap_or(0);
+    (BREATH_PER_WATCHER * watchers).clamp(BREATH, LONGEST_BREATH)
+}
+
 /// Follows the feeds of all watched tenants.
 pub(super) async fn run(hub: Arc<Hub>) {
     let mut changes = hub.store.changes();
@@ -151,7 +160,7 @@ pub(super) async fn run(hub: Arc<Hub>) {
             () = hub.wake.notified() => {}
             () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
-        tokio::time::sleep(BREATH).await;
+        tokio::time::sleep(breath(hub.watchers.get())).await;
         changes.mark_unchanged();
     }
 }

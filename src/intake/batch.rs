@@ -11,7 +11,7 @@ use crate::domain::Timestamp;
 use crate::domain::channel::Channel;
 use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::{Event, NewEvent};
-use crate::domain::id::{DeliveryId, EventId, NodeId, TenantId};
+use crate::domain::id::{DeliveryId, EventId, NodeId, SubscriptionId, TenantId};
 use crate::domain::subscription::{self, Subscription};
 use crate::store::{Acceptance, Catalog, IdempotencyKey, KeyUse};
 
@@ -22,6 +22,9 @@ use super::{Accepted, Error, Pending};
 pub(super) type Answer = Result<Accepted, Error>;
 /// A delivery that is born leased, and its event.
 pub(super) type Leased = (Delivery, Arc<Event>);
+/// Who has something due for which there was no place, or for whose bytes there was no room: then it
+/// says `true`.
+pub(super) type Wanting = (Arc<Subscription>, bool);
 
 /// What is known of one request of the batch.
 enum Fate {
@@ -49,6 +52,8 @@ pub(super) struct Batch {
     key_owners: Vec<usize>,
     deliveries: Vec<Delivery>,
     leased: Vec<Leased>,
+    /// Who has something due for which there was no place.
+    wanting: HashMap<SubscriptionId, Wanting>,
     /// Events whose schema had changed since they were judged.
     judged_again: u64,
 }
@@ -68,6 +73,7 @@ impl Batch {
             key_owners: Vec::new(),
             deliveries: Vec::new(),
             leased: Vec::new(),
+            wanting: HashMap::new(),
             judged_again: 0,
         };
         let mut seen: HashMap<(TenantId, &str), (usize, usize)> = HashMap::new();
@@ -173,15 +179,20 @@ impl Batch {
                 for recipient in recipients(subscription) {
                     let mut delivery =
                         new_delivery(&row.event, subscription, recipient, now, random);
-                    if delivery.next_attempt_time.is_some_and(|due| due <= now)
-                        && let Some(mut permit) =
-                            queue.reserve(subscription.id, Some(subscription), 1).pop()
-                        && permit.weigh(bytes)
-                    {
-                        delivery.state = State::Delivering;
-                        delivery.next_attempt_time = None;
-                        permits.push(permit);
-                        self.leased.push((delivery.clone(), Arc::clone(&row.event)));
+                    if delivery.next_attempt_time.is_some_and(|due| due <= now) {
+                        let permit = queue.reserve(subscription.id, Some(subscription), 1).pop();
+                        let is_heavy = permit.is_some();
+                        if let Some(mut permit) = permit
+                            && permit.weigh(bytes)
+                        {
+                            delivery.state = State::Delivering;
+                            delivery.next_attempt_time = None;
+                            permits.push(permit);
+                            self.leased.push((delivery.clone(), Arc::clone(&row.event)));
+                        } else {
+                            self.wanting
+                                .insert(subscription.id, (Arc::clone(subscription), is_heavy));
+                        }
                     }
                     self.deliveries.push(delivery);
                 }
@@ -208,6 +219,12 @@ impl Batch {
             node,
             now,
         }
+    }
+
+    /// The subscriptions that have something due for which there was no place, or for whose bytes there
+    /// was no room.
+    pub(super) fn take_wanting(&mut self) -> impl Iterator<Item = Wanting> + use<> {
+        std::mem::take(&mut self.wanting).into_values()
     }
 
     /// The answers, in the order of the requests, and the deliveries that were born leased.

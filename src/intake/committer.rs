@@ -132,9 +132,13 @@ impl Committer {
                 AcceptResult::Stored => {
                     self.expects_repeats = !uses.is_empty();
                     self.metrics.judged_again(batch.judged_again());
+                    let wanting = batch.take_wanting();
                     let (results, leased) = batch.finish();
                     let leased = leased.into_iter().zip(permits);
                     self.hand_over(leased, &catalogs, now, settings_seen).await;
+                    for (subscription, is_heavy) in wanting {
+                        self.queue.want(&subscription, is_heavy);
+                    }
                     return Ok(Some(results));
                 }
                 AcceptResult::SettingsChanged => {

@@ -13,6 +13,7 @@ use crate::domain::Timestamp;
 use crate::domain::delivery::Delivery;
 use crate::domain::event::{self, Event};
 use crate::domain::id::{DeliveryId, EventId, NodeId, SubscriptionId, TenantId};
+use crate::domain::subscription::Subscription;
 
 use super::bulk::{Rows, Type, bigint, text};
 use super::dialect::Dialect;
@@ -149,6 +150,12 @@ pub(super) fn behind(after: Option<SubscriptionRef>, limit: u32) -> Vec<Value> {
     let (tenant, subscription) =
         after.map_or_else(Default::default, |a| (a.tenant_id.to_string(), a.id.to_string()));
     vec![text(tenant), text(subscription), bigint(i64::from(limit))]
+}
+
+impl From<&Subscription> for SubscriptionRef {
+    fn from(subscription: &Subscription) -> Self {
+        Self { tenant_id: subscription.tenant_id, id: subscription.id }
+    }
 }
 
 impl SubscriptionRef {

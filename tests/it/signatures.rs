@@ -404,7 +404,7 @@ on_both! {
         // The receiver holds its answers back, so that the lane is full.
         let gate = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&gate);
-        let receiver = Receiver::scripted(move |_, number| {
+        let receiver = Receiver::after_answers(1, move |_, number| {
             // The first delivery is tried again, and then waits in the database.
             Reply::status(if number == 0 { 500 } else { 204 }).behind(Arc::clone(&held))
         })
@@ -416,8 +416,9 @@ on_both! {
         };
         let (subscription, leaked) = subscribe(&app, &tenant.id, webhook).await;
         let emit = async || app.operator.emit(&tenant.id, "user.created", "{}").await.event_id;
+        app.operator.earn(&tenant.id, 1).await;
         let under_way = emit().await;
-        receiver.wait_for(1).await;
+        receiver.wait_for(2).await;
         // Leased to this node, and waiting in its lane, with the settings of their birth.
         let waiting = [emit().await, emit().await];
         for event_id in &waiting {
@@ -438,7 +439,7 @@ on_both! {
 
         let (_, new) = rotate(&app, &subscription, Some(ProtoDuration::default())).await;
         gate.add_permits(Semaphore::MAX_PERMITS >> 1);
-        let requests = receiver.wait_for(5).await;
+        let requests = receiver.wait_for(6).await.split_off(1);
         let ids: BTreeSet<_> = requests[1..].iter().map(|request| request.header("webhook-id")).collect();
         assert_eq!(ids, [&under_way, &waiting[0], &waiting[1], &kept].map(String::as_str).into());
 

@@ -147,13 +147,14 @@ impl World {
             create_time: now,
             update_time: now,
         };
-        let mut permit = None;
+        let (mut permit, mut is_heavy) = (None, false);
         if delivery.next_attempt_time.is_some_and(|due| due <= now) {
             let of = reference(&delivery);
             let mut reserved = self.nodes[node].reserve(of, Some(subscription), 1, now);
-            permit = reserved
-                .pop()
-                .and_then(|mut permit| weigh(&mut permit, event.weight()).then_some(permit));
+            let place = reserved.pop();
+            is_heavy = place.is_some();
+            permit =
+                place.and_then(|mut permit| weigh(&mut permit, event.weight()).then_some(permit));
         }
         if permit.is_none() && !is_held && due <= now {
             self.note(Fired::NoPlace);
@@ -162,7 +163,7 @@ impl World {
             (delivery.state, delivery.next_attempt_time) = (State::Delivering, None);
         }
         let (event, subscription) = (Arc::clone(event), Some(Arc::clone(subscription)));
-        Birth { delivery, event, subscription, permit }
+        Birth { delivery, event, subscription, permit, is_heavy }
     }
 
     /// A receiver begins to misbehave. In calm weather those of quiet tenants do not.

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use tidings::dispatch::decide::claims::{BREATH, Plan, Round};
+use tidings::dispatch::decide::claims::{Plan, Round, rest};
 use tidings::dispatch::decide::delivery::{
     MAX_SETTINGS_AGE, after_attempt, after_manual, ended_without_attempt, given_back, may_attempt,
     said_of_endpoint, verdict,
 };
 use tidings::dispatch::decide::lanes;
 use tidings::dispatch::decide::lease::Tenure;
-use tidings::dispatch::decide::places::Owner;
+use tidings::dispatch::decide::places::Given;
+use tidings::dispatch::decide::trust::Sign;
+use tidings::dispatch::decide::wants::Want;
 use tidings::domain::Timestamp;
 use tidings::domain::attempt::{Outcome, Report, Trigger};
 use tidings::domain::channel::Channel;
@@ -68,7 +70,8 @@ impl World {
         self.later(node, LOOK_INTERVAL, What::Look);
         let delay = self.millis(0..=1_000);
         self.later(node, delay, What::Chores);
-        self.pause_claiming(node, Duration::ZERO);
+        self.nodes[node].next_round = self.now;
+        self.plan_claim(node);
     }
 
     /// A node reads the database's time, more or less exactly.
@@ -94,6 +97,12 @@ impl World {
             What::Renew => self.renew(node),
             What::TurnWakes(worker) => self.turn(node, worker),
             What::AttemptEnds(worker) => self.attempt_ends(node, worker),
+            What::GivePlaces => {
+                self.give_places(node);
+                if self.nodes[node].places.is_any_waiting() {
+                    self.set_alarm(node, false);
+                }
+            }
             What::ManualEnds(manual) => self.manual_ends(node, manual),
             What::RecordAgain => self.write(node),
             What::Answer(answer) => self.answered(node, answer.request, answer.reply),
@@ -103,9 +112,16 @@ impl World {
     fn answered(&mut self, node: usize, request: Request, reply: Option<Reply>) {
         match (request, reply) {
             (Request::Accept { births, now, name }, Some(_)) => {
-                for Birth { delivery, event, subscription, permit } in births {
+                for Birth { delivery, event, subscription, permit, is_heavy } in births {
                     self.database.acknowledge(delivery.id);
-                    let Some(permit) = permit else { continue };
+                    let Some(permit) = permit else {
+                        if delivery.next_attempt_time.is_some_and(|due| due <= now) {
+                            let want = Want { of: reference(&delivery), is_heavy };
+                            self.nodes[node].want(want, subscription.as_deref(), now);
+                            self.plan_claim(node);
+                        }
+                        continue;
+                    };
                     self.push(
                         node,
                         Job { delivery, event, subscription, settings_time: now, permit, name },
@@ -117,7 +133,7 @@ impl World {
                 self.nodes[node].known.learn(probes, now);
                 self.claimed(node, *claiming, leased);
             }
-            (Request::Claim(_), _) => self.pause_claiming(node, ERROR_PAUSE),
+            (Request::Claim(_), _) => self.claim_failed(node),
             (Request::Record { .. }, Some(Reply::Recorded(recorded))) => {
                 self.recorded(node, &recorded.fenced.into_iter().collect(), &recorded.health);
             }
@@ -241,33 +257,53 @@ impl World {
     // Claiming.
 
     pub(crate) fn wake_claimer(&mut self, node: usize) {
-        if self.nodes[node].is_claiming {
-            self.nodes[node].is_woken = true;
-        } else {
-            self.pause_claiming(node, Duration::ZERO);
-        }
+        let own = &mut self.nodes[node];
+        own.next_round = own.next_round.min(own.earliest_round);
+        self.plan_claim(node);
     }
 
-    fn pause_claiming(&mut self, node: usize, mut pause: Duration) {
+    /// What the product waits for between its claims: the next round, or room for those that wanted it.
+    fn plan_claim(&mut self, node: usize) {
+        let now = self.now;
         let own = &mut self.nodes[node];
-        own.is_claiming = false;
-        own.claim_ticket += 1;
-        if std::mem::take(&mut own.is_woken) {
-            pause = Duration::ZERO;
+        if own.is_claiming {
+            return;
         }
+        let is_any_ready = own.lanes.borrow().is_any_ready();
+        let until_round = own.next_round.since(now);
+        let until_claim = own.next_claim.since(now);
+        let pause = if is_any_ready { until_round.min(until_claim) } else { until_round };
+        own.claim_ticket += 1;
         let ticket = own.claim_ticket;
         self.later(node, pause, What::Claim(ticket));
+    }
+
+    fn claim_failed(&mut self, node: usize) {
+        let own = &mut self.nodes[node];
+        own.is_claiming = false;
+        own.earliest_round = self.now.plus(ERROR_PAUSE);
+        own.next_round = own.earliest_round;
+        drop(own.lanes.borrow_mut().take_ready());
+        self.plan_claim(node);
     }
 
     fn claim(&mut self, node: usize) {
         self.nodes[node].is_claiming = true;
         let Some(name) = self.nodes[node].name() else { return };
         if !self.is_reachable() {
-            return self.pause_claiming(node, ERROR_PAUSE);
+            return self.claim_failed(node);
         }
         let now = self.clock(node);
         let mut round = Round::default();
-        let due = round.due(&self.database.scheduled(), now);
+        let is_of_all = self.nodes[node].next_round <= self.now;
+        let mut due = self.nodes[node].lanes.borrow_mut().take_ready();
+        self.nodes[node].claim_begin = self.now;
+        if is_of_all {
+            self.nodes[node].next_round = self.now.plus(self.scenario.config.poll_interval);
+            due = round.due(&self.database.scheduled(), now);
+        } else {
+            self.note(Fired::RoomAgain);
+        }
         let read = due.iter().map(|of| (*of, self.database.subscription(*of)));
         let settings: BTreeMap<_, _> = read.collect();
         let own = &self.nodes[node];
@@ -276,34 +312,55 @@ impl World {
         let gates: Vec<_> = gates.collect();
         let mut giving = Giving { node: own, settings: &settings, now };
         let plan = Plan::of(gates, &mut giving, &mut round);
-        if plan.rooms.is_empty() && plan.probed.is_empty() {
-            return self.claim_is_over(node, round);
+        let is_empty = plan.rooms.is_empty() && plan.probed.is_empty();
+        let claiming = Claiming { plan, round, settings, now, name, is_of_all };
+        if is_empty {
+            return self.claim_is_over(node, claiming);
         }
-        self.send(node, Request::Claim(Box::new(Claiming { plan, round, settings, now, name })));
+        self.send(node, Request::Claim(Box::new(claiming)));
     }
 
-    fn claim_is_over(&mut self, node: usize, round: Round) {
-        self.nodes[node].is_full = round.is_full;
+    fn claim_is_over(&mut self, node: usize, claiming: Claiming) {
+        let Claiming { mut plan, round, settings, is_of_all, .. } = claiming;
+        let wanting = plan.take_wanting();
+        drop(plan);
         let now = self.clock(node);
-        self.nodes[node].lanes.borrow_mut().prune(now);
-        let pause = round.pause(now, self.scenario.config.poll_interval);
-        self.pause_claiming(node, pause);
+        let own = &mut self.nodes[node];
+        for want in wanting {
+            own.want(want, settings.get(&want.of).and_then(Option::as_deref), now);
+        }
+        own.is_claiming = false;
+        let poll_interval = self.scenario.config.poll_interval;
+        let took = self.now.since(own.claim_begin);
+        if is_of_all {
+            own.lanes.borrow_mut().prune(now);
+            let rest = rest(took, poll_interval);
+            // Who was called meanwhile looks again as soon as may be.
+            let was_called = own.next_round <= self.now;
+            own.earliest_round = self.now.plus(rest);
+            let pause = round.pause(now, rest, poll_interval);
+            own.next_round = self.now.plus(if was_called { rest } else { pause });
+            own.next_claim = self.now;
+        } else {
+            own.next_claim = self.now.plus(round.breath(took, poll_interval));
+        }
+        self.plan_claim(node);
     }
 
     fn claimed(&mut self, node: usize, claiming: Claiming, leased: Vec<Leased>) {
-        let Claiming { mut plan, mut round, settings, now, name } = claiming;
-        round.claimed += leased.len();
+        let mut claiming = claiming;
+        claiming.round.claimed += leased.len();
+        let (now, name) = (claiming.now, claiming.name);
         for Leased { delivery, event } in leased {
-            let Some(permit) = plan.take(delivery.id) else { continue };
-            let subscription = settings.get(&reference(&delivery)).cloned().flatten();
+            let Some(permit) = claiming.plan.take(delivery.id) else { continue };
+            let subscription = claiming.settings.get(&reference(&delivery)).cloned().flatten();
             say!(self, "node {node}: claims {}", delivery.id);
             self.push(
                 node,
                 Job { delivery, event, subscription, settings_time: now, permit, name },
             );
         }
-        drop(plan);
-        self.claim_is_over(node, round);
+        self.claim_is_over(node, claiming);
     }
 
     // The way of a delivery.
@@ -335,28 +392,39 @@ impl World {
         let own = &mut self.nodes[node];
         let Some(Worker::Waits(job)) = own.workers.get(&worker) else { return };
         let (id, subscription) = (job.delivery.subscription_id, job.subscription.as_deref());
-        let allowed = own.known.allowed(id, subscription, now);
+        let allowance = own.known.allowance(id, subscription, now);
         let rate = own.known.rate(subscription);
         let next_start = rate.and_then(|_| own.lanes.borrow().next_start(id));
-        match lanes::turn(&job.permit.place, allowed, next_start, now) {
-            lanes::Turn::GiveBack => self.run(node, worker, false),
+        match lanes::turn(&job.permit.place, allowance.in_flight, next_start, now) {
+            lanes::Turn::GiveBack => self.run(node, worker, None),
             lanes::Turn::Wait(start) => {
                 let pause = start.since(now) + Duration::from_micros(1);
                 self.later(node, pause, What::TurnWakes(worker));
             }
             lanes::Turn::Ask => {
                 let owner = owner(&job.delivery);
-                if own.places.take(owner) {
-                    self.has_place(node, worker);
+                let is_prompt = allowance.is_prompt;
+                if let Some(given) = own.places.take(owner, is_prompt, now) {
+                    self.has_place(node, worker, given);
                 } else {
-                    own.places.wait(owner, worker);
+                    own.places.wait(owner, is_prompt, worker);
                     self.note(Fired::WaitedForPlace);
+                    self.set_alarm(node, is_prompt);
                 }
             }
         }
     }
 
-    fn has_place(&mut self, node: usize, worker: u64) {
+    /// Has somebody look again for places when further attempts may begin that may hang.
+    fn set_alarm(&mut self, node: usize, is_prompt: bool) {
+        let now = self.clock(node);
+        if let Some(alarm) = self.nodes[node].places.alarm(is_prompt, now) {
+            self.note(Fired::WaitedForRamp);
+            self.later(node, alarm.since(now), What::GivePlaces);
+        }
+    }
+
+    fn has_place(&mut self, node: usize, worker: u64, given: Given) {
         let now = self.clock(node);
         let is_reachable = self.is_reachable();
         let Self { nodes, database, .. } = self;
@@ -365,19 +433,19 @@ impl World {
         if is_reachable {
             refresh(job, database, now);
         }
-        let (id, owner) = (job.delivery.subscription_id, owner(&job.delivery));
+        let id = job.delivery.subscription_id;
         let subscription = job.subscription.as_deref();
         let allowed = own.known.allowed(id, subscription, now);
         let rate = own.known.rate(subscription);
         if own.lanes.borrow().is_surplus(&job.permit.place, allowed) {
             self.stand_back(node, worker);
-            self.nodes[node].places.give_back(owner);
+            self.nodes[node].places.give_back(&given, false);
             return self.give_places(node);
         }
         if rate.is_none_or(|rate| own.lanes.borrow_mut().take_start(id, rate, now)) {
-            return self.run(node, worker, true);
+            return self.run(node, worker, Some(given));
         }
-        own.places.give_back(owner);
+        own.places.give_back(&given, false);
         self.give_places(node);
         self.turn(node, worker);
     }
@@ -394,27 +462,23 @@ impl World {
     }
 
     fn give_places(&mut self, node: usize) {
-        while let Some((_, worker)) = self.nodes[node].places.give_next(|_| true) {
-            self.has_place(node, worker);
+        let now = self.clock(node);
+        while let Some((given, worker)) = self.nodes[node].places.give_next(now, |_| true) {
+            self.has_place(node, worker, given);
         }
     }
 
     /// What the product's `Worker::run` does; with a place or, to give the delivery back, without.
-    fn run(&mut self, node: usize, worker: u64, has_place: bool) {
+    fn run(&mut self, node: usize, worker: u64, mut given: Option<Given>) {
         let now = self.clock(node);
         let Some(Worker::Waits(mut job)) = self.nodes[node].workers.remove(&worker) else { return };
         let of = reference(&job.delivery);
         if !self.nodes[node].tenure.is_some_and(|tenure| tenure.covers(job.name, now)) {
             say!(self, "node {node}: leaves {} to others", job.delivery.id);
             self.note(Fired::LeftToOthers);
-            let Job { delivery, subscription, permit, .. } = job;
+            let Job { subscription, permit, .. } = job;
             drop(permit);
-            return self.done(
-                node,
-                subscription.as_deref(),
-                has_place.then(|| owner(&delivery)),
-                of.id,
-            );
+            return self.done(node, (of.id, subscription.as_deref()), given, false);
         }
         if self.is_reachable() {
             refresh(&mut job, &self.database, now);
@@ -428,19 +492,26 @@ impl World {
                 let gate = known.gate(of.id, subscription.as_deref(), now);
                 let awaits_probe = known.awaits_probe(of.id);
                 let Some(subscription) = subscription.clone() else { return };
-                if has_place && may_attempt(&job.permit.place, gate, awaits_probe) {
-                    return self.attempt(node, worker, job, subscription);
+                let may_attempt = may_attempt(&job.permit.place, gate, awaits_probe);
+                if let Some(given) = given.take_if(|_| may_attempt) {
+                    return self.attempt(node, worker, job, subscription, given);
                 }
                 say!(self, "node {node}: gives {} back", job.delivery.id);
                 self.note(Fired::GivenBack);
                 given_back(job.delivery.clone(), &job.event, now)
             };
-        let owner = has_place.then(|| owner(&job.delivery));
         self.finish(node, Ended { after, attempt: None }, job.permit);
-        self.done(node, subscription.as_deref(), owner, of.id);
+        self.done(node, (of.id, subscription.as_deref()), given, false);
     }
 
-    fn attempt(&mut self, node: usize, worker: u64, job: Job, subscription: Arc<Subscription>) {
+    fn attempt(
+        &mut self,
+        node: usize,
+        worker: u64,
+        job: Job,
+        subscription: Arc<Subscription>,
+        given: Given,
+    ) {
         self.check_attempt(node, &job);
         let of = reference(&job.delivery);
         let is_probe = job.permit.place.is_probe();
@@ -457,7 +528,7 @@ impl World {
         );
         self.later(node, report.duration, What::AttemptEnds(worker));
         let report = Box::new(report);
-        let attempting = Worker::Attempts { job, subscription, report, number };
+        let attempting = Worker::Attempts { job, subscription, report, number, given };
         self.nodes[node].workers.insert(worker, attempting);
         self.check_places(node);
     }
@@ -492,7 +563,7 @@ impl World {
 
     fn attempt_ends(&mut self, node: usize, worker: u64) {
         let own = &mut self.nodes[node];
-        let Some(Worker::Attempts { job, subscription, report, number }) =
+        let Some(Worker::Attempts { job, subscription, report, number, given }) =
             own.workers.remove(&worker)
         else {
             return;
@@ -503,13 +574,14 @@ impl World {
             own.success_time.insert(id, self.now);
         }
         let now = self.clock(node);
+        let sign = Sign::of(&attempt.report);
+        self.nodes[node].known.trust(id, &subscription, sign, now);
         let random = self.nodes[node].random.random();
         let policy =
             || subscription.spec.retry_policy.clone().unwrap_or_else(RetryPolicy::built_in);
-        let owner = owner(&job.delivery);
         let after = after_attempt(job.delivery, &attempt, policy, now, random);
         self.finish(node, Ended { after, attempt: Some(attempt) }, job.permit);
-        self.done(node, Some(&subscription), Some(owner), id);
+        self.done(node, (id, Some(&subscription)), Some(given), sign == Sign::Silent);
     }
 
     /// Hands a result to the recorder.
@@ -537,12 +609,12 @@ impl World {
     fn done(
         &mut self,
         node: usize,
-        subscription: Option<&Subscription>,
-        owner: Option<Owner>,
-        id: SubscriptionId,
+        (id, subscription): (SubscriptionId, Option<&Subscription>),
+        given: Option<Given>,
+        is_silent: bool,
     ) {
-        if let Some(owner) = owner {
-            self.nodes[node].places.give_back(owner);
+        if let Some(given) = given {
+            self.nodes[node].places.give_back(&given, is_silent);
             self.give_places(node);
         }
         let now = self.clock(node);
@@ -605,9 +677,8 @@ impl World {
         self.nodes[node].batch = None;
         if has_due {
             self.wake_claimer(node);
-        } else if self.nodes[node].is_full && !self.nodes[node].is_claiming {
-            self.pause_claiming(node, BREATH);
         }
+        self.plan_claim(node);
         self.next_batch(node);
     }
 

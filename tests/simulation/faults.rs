@@ -74,10 +74,14 @@ pub(crate) enum Fired {
     Duplicate,
     /// A delivery waited for the place of an attempt.
     WaitedForPlace,
+    /// It did so because many attempts had begun that might hang.
+    WaitedForRamp,
     /// A worker had its turn when its lane had more workers than it may have by then.
     StoodBack,
     /// A delivery was born due, and there was no place in the queue for it.
     NoPlace,
+    /// It was claimed for those alone that had room again.
+    RoomAgain,
     /// Check: the sum of attempts over all replicas was held to the limit.
     CheckedInFlight,
     /// Check: a request was held to its subscription's rate.
@@ -91,7 +95,7 @@ pub(crate) enum Fired {
 }
 
 impl Fired {
-    pub(crate) const ALL: [Self; 42] = [
+    pub(crate) const ALL: [Self; 44] = [
         Self::Crash,
         Self::ShortStall,
         Self::LongStall,
@@ -127,8 +131,10 @@ impl Fired {
         Self::Disabled,
         Self::Duplicate,
         Self::WaitedForPlace,
+        Self::WaitedForRamp,
         Self::StoodBack,
         Self::NoPlace,
+        Self::RoomAgain,
         Self::CheckedInFlight,
         Self::CheckedRate,
         Self::CheckedFairness,

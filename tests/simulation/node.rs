@@ -14,7 +14,8 @@ use tidings::dispatch::decide::claims::{Giver, PORTION, Plan, Round};
 use tidings::dispatch::decide::endpoints::Known;
 use tidings::dispatch::decide::lanes::{Lanes, Place};
 use tidings::dispatch::decide::lease::Tenure;
-use tidings::dispatch::decide::places::{Owner, Places};
+use tidings::dispatch::decide::places::{Given, Owner, Places};
+use tidings::dispatch::decide::wants::Want;
 use tidings::domain::Timestamp;
 use tidings::domain::attempt::{Attempt, Report, Trigger};
 use tidings::domain::delivery::Delivery;
@@ -79,7 +80,13 @@ pub(crate) enum Worker {
     /// It waits for its rate, or for a place.
     Waits(Job),
     /// Its request is under way.
-    Attempts { job: Job, subscription: Arc<Subscription>, report: Box<Report>, number: u32 },
+    Attempts {
+        job: Job,
+        subscription: Arc<Subscription>,
+        report: Box<Report>,
+        number: u32,
+        given: Given,
+    },
 }
 
 /// A result on its way into the database.
@@ -124,8 +131,12 @@ pub(crate) struct Node {
     pub(crate) manual: BTreeMap<u64, Manual>,
     pub(crate) claim_ticket: u64,
     pub(crate) is_claiming: bool,
-    pub(crate) is_woken: bool,
-    pub(crate) is_full: bool,
+    /// When the last claim began; before when there is no round over everything, and when the next one
+    /// is to be; before when nothing is claimed for those that have room again (true time).
+    pub(crate) claim_begin: Timestamp,
+    pub(crate) earliest_round: Timestamp,
+    pub(crate) next_round: Timestamp,
+    pub(crate) next_claim: Timestamp,
     pub(crate) chores: u32,
     /// When it last read what others know (true time).
     pub(crate) look_time: Timestamp,
@@ -152,8 +163,10 @@ impl Node {
             manual: BTreeMap::new(),
             claim_ticket: 0,
             is_claiming: false,
-            is_woken: false,
-            is_full: false,
+            claim_begin: zero,
+            earliest_round: zero,
+            next_round: zero,
+            next_claim: zero,
             chores: 0,
             look_time: zero,
             success_time: HashMap::new(),
@@ -192,6 +205,17 @@ impl Node {
     }
 
     /// How many automatic attempts are under way.
+    /// Something is due for which there was no room.
+    pub(crate) fn want(
+        &self,
+        want: Want,
+        subscription: Option<&Subscription>,
+        now: Timestamp,
+    ) -> bool {
+        let allowance = self.known.allowance(want.of.id, subscription, now);
+        self.lanes.borrow_mut().want(want, allowance, now)
+    }
+
     pub(crate) fn attempting(&self) -> usize {
         self.workers.values().filter(|worker| matches!(worker, Worker::Attempts { .. })).count()
     }
@@ -215,9 +239,9 @@ impl Node {
         wanted: usize,
         now: Timestamp,
     ) -> Vec<Permit> {
-        let allowed = self.known.allowed(of.id, subscription, now);
+        let allowance = self.known.allowance(of.id, subscription, now);
         let tenant = subscription.map(|subscription| subscription.tenant_id);
-        let places = self.lanes.borrow_mut().reserve((of.id, tenant), wanted, allowed, now);
+        let places = self.lanes.borrow_mut().reserve((of.id, tenant), wanted, allowance, now);
         places.into_iter().map(|place| Permit { lanes: Rc::clone(&self.lanes), place }).collect()
     }
 }
@@ -265,4 +289,6 @@ pub(crate) struct Claiming {
     pub(crate) settings: Read,
     pub(crate) now: Timestamp,
     pub(crate) name: NodeId,
+    /// Whether it looked at everything, and not only for those that have room again.
+    pub(crate) is_of_all: bool,
 }

@@ -27,6 +27,8 @@ pub(crate) struct Birth {
     pub(crate) event: Arc<DomainEvent>,
     pub(crate) subscription: Option<Arc<Subscription>>,
     pub(crate) permit: Option<Permit>,
+    /// There was a place, but no room for its bytes.
+    pub(crate) is_heavy: bool,
 }
 
 /// What a node asks of the database.
@@ -163,14 +165,14 @@ impl World {
     }
 
     fn commit_claim(&mut self, node: usize, claiming: &mut Claiming) -> Reply {
-        let Claiming { plan, round, settings, now, name } = claiming;
+        let Claiming { plan, settings, now, name, .. } = claiming;
         let (rooms, probed) = (std::mem::take(&mut plan.rooms), std::mem::take(&mut plan.probed));
         let probe_until = now.plus(self.scenario.config.health.probe_lease);
         let is_stormy = self.is_stormy();
         let Self { database, nodes, random, .. } = self;
         let mut giving = Giving { node: &nodes[node], settings, now: *now };
         let is_locked = || is_stormy && random.random_range(0..50) == 0;
-        let admit = |candidate: &Candidate| plan.admit(candidate, &mut giving, round);
+        let admit = |candidate: &Candidate| plan.admit(candidate, &mut giving);
         let (leased, taken) =
             database.claim(&rooms, (&probed, probe_until), (*name, *now), is_locked, admit);
         Reply::Claimed(leased, taken)

@@ -51,6 +51,7 @@ pub(crate) enum Event {
 /// What a node does.
 pub(crate) enum What {
     Claim(u64),
+    GivePlaces,
     Look,
     Chores,
     Renew,

@@ -2,9 +2,11 @@
 //!
 //! Guarantees: from each subscription no more than its lane has room for and than [`PORTION`]; where
 //! the breaker is open, one delivery at most, as its probe, and nothing of those whose gate is
-//! closed: the database is not even asked for them.
+//! closed: the database is not even asked for them. Looking at everything takes at most a part of the
+//! time, however much there is; in between it is claimed for lanes that have room again
+//! ([`super::wants`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::domain::Timestamp;
@@ -12,18 +14,22 @@ use crate::domain::health::Gate;
 use crate::domain::id::{DeliveryId, SubscriptionId};
 use crate::store::{Candidate, Room, SubscriptionRef};
 
+use super::wants::Want;
+
 /// Deliveries of one subscription that one turn leases at most.
 pub const PORTION: usize = 64;
 /// The shortest pause between two rounds: lets results and other work get a turn.
 pub const BREATH: Duration = Duration::from_millis(2);
+/// How many times as long as a round takes there is no other one.
+const REST: u32 = 8;
+/// A claim of so many deliveries is worth its transaction.
+const WORTH: usize = 32;
 
 /// What a round over all subscriptions found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Round {
     /// Deliveries that were leased.
     pub claimed: usize,
-    /// Something was due that found no room.
-    pub is_full: bool,
     /// When the next delivery is due.
     pub next_due: Option<Timestamp>,
 }
@@ -48,14 +54,26 @@ impl Round {
         self.next_due = self.next_due.into_iter().chain([time]).min();
     }
 
-    /// How long to wait until the next round when nothing wakes the node.
-    pub fn pause(&self, now: Timestamp, poll_interval: Duration) -> Duration {
+    /// How long to wait until the next round when nothing wakes the node. `rest` is the least, see
+    /// [`rest`].
+    pub fn pause(&self, now: Timestamp, rest: Duration, poll_interval: Duration) -> Duration {
         if self.claimed > 0 {
-            return BREATH;
+            return rest;
         }
         let until_due = self.next_due.map_or(poll_interval, |due| due.since(now));
-        until_due.clamp(BREATH, poll_interval)
+        until_due.clamp(rest, poll_interval)
     }
+
+    /// How long to wait after a claim for those that had room again, which has taken so long: where they
+    /// are many and each has a little, they share the next one.
+    pub fn breath(&self, took: Duration, poll_interval: Duration) -> Duration {
+        if self.claimed < WORTH { rest(took, poll_interval) } else { BREATH }
+    }
+}
+
+/// How long to wait at least after a round that has taken so long.
+pub fn rest(took: Duration, poll_interval: Duration) -> Duration {
+    (took * REST).max(BREATH).min(poll_interval.max(BREATH))
 }
 
 /// Who gives places: `P` is a place.
@@ -76,6 +94,8 @@ pub struct Plan<P> {
     /// Of whom to take the probe.
     pub probed: Vec<SubscriptionRef>,
     reserved: HashMap<SubscriptionId, Vec<P>>,
+    /// Of whom there may be more due than there was room for.
+    wanting: BTreeSet<Want>,
     admitted: HashMap<DeliveryId, P>,
 }
 
@@ -87,6 +107,7 @@ impl<P> Plan<P> {
         round: &mut Round,
     ) -> Self {
         let (mut rooms, mut probed, mut reserved) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut wanting = BTreeSet::new();
         for (subscription, gate) in due {
             match gate {
                 // Nothing is asked of the database for those: they wait, however many they are.
@@ -106,34 +127,37 @@ impl<P> Plan<P> {
                 Gate::Open { .. } => {}
             }
             let granted = giver.reserve(subscription);
-            if granted.len() < PORTION {
-                round.is_full = true;
-            }
-            if !granted.is_empty() {
+            if granted.is_empty() {
+                wanting.insert(Want { of: subscription, is_heavy: false });
+            } else {
                 let room = u32::try_from(granted.len()).unwrap_or(u32::MAX);
                 rooms.push(Room { subscription, room });
                 reserved.insert(subscription.id, granted);
             }
         }
-        Self { rooms, probed, reserved, admitted: HashMap::new() }
+        Self { rooms, probed, reserved, wanting, admitted: HashMap::new() }
     }
 
     /// Whether a candidate may come into memory; if so, it has a place from now on.
-    pub fn admit(
-        &mut self,
-        candidate: &Candidate,
-        giver: &mut impl Giver<P>,
-        round: &mut Round,
-    ) -> bool {
-        let place = self.reserved.get_mut(&candidate.subscription.id).and_then(Vec::pop);
-        let weighed = place
+    pub fn admit(&mut self, candidate: &Candidate, giver: &mut impl Giver<P>) -> bool {
+        let reserved = self.reserved.get_mut(&candidate.subscription.id);
+        let Some(places) = reserved else { return false };
+        let weighed = places
+            .pop()
             .and_then(|mut place| giver.weigh(&mut place, candidate.event_bytes).then_some(place));
-        let Some(place) = weighed else {
-            round.is_full = true;
-            return false;
-        };
+        if weighed.is_none() || places.is_empty() {
+            let is_heavy = weighed.is_none();
+            self.wanting.insert(Want { of: candidate.subscription, is_heavy });
+        }
+        let Some(place) = weighed else { return false };
         self.admitted.insert(candidate.delivery_id, place);
         true
+    }
+
+    /// Of whom there may be more due than there was room for. To be asked when the claim is over, and
+    /// the plan is let go of: a place that it did not need is room.
+    pub fn take_wanting(&mut self) -> BTreeSet<Want> {
+        std::mem::take(&mut self.wanting)
     }
 
     /// The place of a delivery that was admitted.

@@ -17,6 +17,8 @@ use crate::domain::replicas::Replicas;
 use crate::domain::subscription::Subscription;
 use crate::store::{EndpointHealth, Observed};
 
+use super::trust::{Allowance, Sign, Trusts};
+
 /// How far back before the last time changes are read: a transaction may take that long from its first
 /// statement to its commit. What takes even longer is seen when everything is read anew.
 pub const OVERLAP: Duration = Duration::from_secs(10);
@@ -27,6 +29,7 @@ pub struct Known {
     by_subscription: HashMap<SubscriptionId, Entry>,
     replicas: Replicas,
     policy: Policy,
+    trusts: Trusts,
     /// As of when others' changes were read last.
     read_time: Option<Timestamp>,
 }
@@ -77,6 +80,7 @@ impl Known {
             by_subscription: HashMap::new(),
             replicas: Replicas::default(),
             policy,
+            trusts: Trusts::default(),
             read_time: None,
         }
     }
@@ -109,10 +113,43 @@ impl Known {
         subscription: Option<&Subscription>,
         now: Timestamp,
     ) -> usize {
-        match self.gate(id, subscription, now) {
-            Gate::Open { in_flight } => usize::try_from(in_flight).unwrap_or(usize::MAX),
+        self.allowance(id, subscription, now).in_flight
+    }
+
+    /// The same, and whether the endpoint is a prompt one.
+    pub fn allowance(
+        &self,
+        id: SubscriptionId,
+        subscription: Option<&Subscription>,
+        now: Timestamp,
+    ) -> Allowance {
+        let in_flight = match self.gate(id, subscription, now) {
+            Gate::Open { in_flight } => in_flight,
             Gate::Closed { .. } | Gate::Probe => 0,
-        }
+        };
+        self.trusts.allowance(id, in_flight)
+    }
+
+    /// Whether [`Known::trust`] would change anything.
+    pub fn is_news(
+        &self,
+        id: SubscriptionId,
+        subscription: &Subscription,
+        sign: Sign,
+        now: Timestamp,
+    ) -> bool {
+        self.trusts.is_news(id, sign, max_in_flight(Some(subscription)), now)
+    }
+
+    /// Takes note of how an attempt of this node ended.
+    pub fn trust(
+        &mut self,
+        id: SubscriptionId,
+        subscription: &Subscription,
+        sign: Sign,
+        now: Timestamp,
+    ) {
+        self.trusts.see(id, sign, max_in_flight(Some(subscription)), now);
     }
 
     /// This node's part of a subscription's rate, in requests per second.
@@ -208,6 +245,9 @@ impl Known {
             let ids = rows.iter().map(|row| row.subscription.id);
             (ids.collect::<HashSet<_>>(), read_time.minus(OVERLAP))
         });
+        if all.is_some() {
+            self.trusts.prune(now);
+        }
         let recent = now.minus(OVERLAP * 2);
         self.by_subscription.retain(|id, entry| {
             let update_time = entry.stored.update_time;

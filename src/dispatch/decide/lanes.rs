@@ -1,8 +1,8 @@
 //! What a node has leased: a lane per subscription, all within a bounded number of places.
 //!
 //! Guarantees: never more places than there are, nor more bytes; one tenant never takes all of them,
-//! and a quarter of the places and of the bytes is kept for the first few deliveries of each lane, so
-//! that slow endpoints cannot lock out a good one; a lane starts no more attempts than it may have
+//! and a quarter of the places and of the bytes is kept for prompt endpoints and for the first few
+//! deliveries of each lane, so that slow endpoints cannot lock out a good one; a lane starts no more attempts than it may have
 //! under way, but always has a worker while something waits in it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -10,17 +10,29 @@ use std::time::Duration;
 
 use crate::domain::Timestamp;
 use crate::domain::id::{DeliveryId, SubscriptionId, TenantId};
+use crate::store::SubscriptionRef;
 
 use super::places;
+use super::trust::Allowance;
+use super::wants::{Want, Wants};
 
-/// Deliveries that a lane may hold per attempt that it may have under way: what an endpoint is trusted
-/// with that has answered nothing yet. One that answers may have as many as it answers in a
-/// [`Pace::WINDOW`], so that a fast endpoint's deliveries need no claim while they wait.
-const DEPTH: usize = 8;
-/// Deliveries of every lane for which the kept places and bytes are there, too.
+/// Deliveries that a lane may hold per attempt that it may have under way, and if its endpoint is a
+/// prompt one. Beyond that it may have as many as its endpoint answers in a [`Pace::WINDOW`], so that a
+/// fast endpoint's deliveries need no claim while they wait.
+const DEPTH: usize = 2;
+const PROMPT_DEPTH: usize = 8;
+/// Deliveries of every lane for which more of the places and bytes is there.
 const GUARANTEED: usize = 2;
-/// Which part of the places and of the bytes is kept for the first deliveries of lanes.
-const KEPT: usize = 4;
+/// What must stay free of `size`, places or bytes, when a delivery comes: a quarter; half of that when
+/// it is one of the first of its lane; and less for prompt endpoints.
+const fn kept(size: usize, is_first: bool, is_prompt: bool) -> usize {
+    match (is_prompt, is_first) {
+        (false, false) => size / 4,
+        (false, true) => size / 8,
+        (true, false) => size / 16,
+        (true, true) => 0,
+    }
+}
 /// Which part of the bytes one lane may hold beyond its first deliveries: large events to a slow
 /// endpoint must not take the memory of all.
 const LANE_SHARE: usize = 16;
@@ -35,6 +47,8 @@ pub struct Place {
     delivery: Option<DeliveryId>,
     /// Whether its delivery is the probe of an open breaker.
     is_probe: bool,
+    /// Whether the endpoint was a prompt one when the place was given.
+    is_prompt: bool,
     /// What its event takes in memory, once that is known.
     bytes: usize,
 }
@@ -152,6 +166,7 @@ pub struct Lanes<J> {
     by_tenant: HashMap<TenantId, Held>,
     /// Which deliveries have a place.
     deliveries: HashSet<DeliveryId>,
+    wants: Wants,
     held: usize,
     bytes: usize,
     max_held: usize,
@@ -186,6 +201,7 @@ impl<J> Lanes<J> {
             by_subscription: HashMap::new(),
             by_tenant: HashMap::new(),
             deliveries: HashSet::new(),
+            wants: Wants::default(),
             held: 0,
             bytes: 0,
             max_held,
@@ -194,18 +210,49 @@ impl<J> Lanes<J> {
         }
     }
 
-    /// Reserves up to `wanted` places for a subscription of which `allowed` attempts may be under
-    /// way; fewer or none when the lane or the node is full, or the lanes are closed.
+    /// Reserves up to `wanted` places for a subscription that may have `allowance`; fewer or none when
+    /// the lane or the node is full, or the lanes are closed.
     pub fn reserve(
         &mut self,
         of: (SubscriptionId, Option<TenantId>),
         wanted: usize,
-        allowed: usize,
+        allowance: Allowance,
         now: Timestamp,
     ) -> Vec<Place> {
-        let pace = self.by_subscription.get_mut(&of.0).map_or(0, |lane| lane.pace.jobs(now));
-        let depth = if allowed == 0 { 0 } else { allowed.saturating_mul(DEPTH).max(pace) };
-        self.grant(of, wanted, depth)
+        let depth = self.depth(of.0, allowance, now);
+        self.grant(of, wanted, depth, allowance.is_prompt)
+    }
+
+    /// How many deliveries a lane may hold.
+    fn depth(&mut self, id: SubscriptionId, allowance: Allowance, now: Timestamp) -> usize {
+        let Allowance { in_flight, is_prompt } = allowance;
+        let pace = self.by_subscription.get_mut(&id).map_or(0, |lane| lane.pace.jobs(now));
+        let depth = if is_prompt { PROMPT_DEPTH } else { DEPTH };
+        if in_flight == 0 { 0 } else { in_flight.saturating_mul(depth).max(pace) }
+    }
+
+    /// Takes note that something is due for a lane that may have `allowance`, beyond what it holds: it is
+    /// among [`Lanes::take_ready`] when it has room. What was too heavy needs more than a place: it has
+    /// room when something has been given back. Tells whether there is a lane to claim for.
+    pub fn want(&mut self, want: Want, allowance: Allowance, now: Timestamp) -> bool {
+        let Want { of, is_heavy } = want;
+        if allowance.in_flight > 0 {
+            let depth = self.depth(of.id, allowance, now);
+            let room = self.room((of.id, Some(of.tenant_id)), 1, depth, allowance.is_prompt);
+            let holds_any = self.by_subscription.get(&of.id).is_some_and(|lane| lane.held > 0);
+            self.wants.want(of, room > 0 && !is_heavy, holds_any);
+        }
+        self.wants.is_any_ready()
+    }
+
+    /// Whether there is a lane to claim for.
+    pub fn is_any_ready(&self) -> bool {
+        self.wants.is_any_ready()
+    }
+
+    /// The lanes to claim for: they wanted room, and have some now.
+    pub fn take_ready(&mut self) -> Vec<SubscriptionRef> {
+        self.wants.take_ready()
     }
 
     /// Places for up to `wanted` further deliveries of one attempt, however many the lane has.
@@ -214,15 +261,38 @@ impl<J> Lanes<J> {
         of: (SubscriptionId, Option<TenantId>),
         wanted: usize,
     ) -> Vec<Place> {
-        self.grant(of, wanted, usize::MAX)
+        self.grant(of, wanted, usize::MAX, false)
     }
 
     /// Reserves the place of the probe of an open breaker. Its lane may be full of deliveries that
     /// are about to be given back.
     pub fn reserve_probe(&mut self, of: (SubscriptionId, Option<TenantId>)) -> Option<Place> {
-        let mut place = self.grant(of, 1, usize::MAX).pop()?;
+        let mut place = self.grant(of, 1, usize::MAX, false).pop()?;
         place.is_probe = true;
         Some(place)
+    }
+
+    /// How many more places of `wanted` a lane may have that may hold `depth`.
+    fn room(
+        &self,
+        (id, tenant): (SubscriptionId, Option<TenantId>),
+        wanted: usize,
+        depth: usize,
+        is_prompt: bool,
+    ) -> usize {
+        if self.is_closed || wanted == 0 || self.bytes >= self.max_bytes {
+            return 0;
+        }
+        let left = self.max_held.saturating_sub(self.held);
+        let free = |is_first| left.saturating_sub(kept(self.max_held, is_first, is_prompt));
+        let of_tenant = tenant.and_then(|tenant| self.by_tenant.get(&tenant));
+        let of_tenant = of_tenant.map_or(0, |of_tenant| of_tenant.places);
+        let fair = places::room(of_tenant, free(false));
+        let held = self.by_subscription.get(&id).map_or(0, |lane| lane.held);
+        // However many lanes a tenant has: what is kept for first deliveries is for others, too.
+        let first = places::room(of_tenant, free(true));
+        let guaranteed = GUARANTEED.saturating_sub(held).min(first);
+        wanted.min(depth.saturating_sub(held)).min(fair.max(guaranteed))
     }
 
     fn grant(
@@ -230,29 +300,26 @@ impl<J> Lanes<J> {
         (id, tenant): (SubscriptionId, Option<TenantId>),
         wanted: usize,
         depth: usize,
+        is_prompt: bool,
     ) -> Vec<Place> {
-        if self.is_closed || wanted == 0 || self.bytes >= self.max_bytes {
+        let granted = self.room((id, tenant), wanted, depth, is_prompt);
+        if granted == 0 {
             return Vec::new();
         }
-        let left = self.max_held.saturating_sub(self.held);
-        let free = left.saturating_sub(self.max_held / KEPT);
-        let of_tenant = tenant.and_then(|tenant| self.by_tenant.get(&tenant));
-        let of_tenant = of_tenant.map_or(0, |of_tenant| of_tenant.places);
-        let fair = places::room(of_tenant, free);
         let lane = self.by_subscription.entry(id).or_default();
-        // However many lanes a tenant has: what is kept for first deliveries is for others, too.
-        let guaranteed = GUARANTEED.saturating_sub(lane.held).min(places::room(of_tenant, left));
-        let granted = wanted.min(depth.saturating_sub(lane.held)).min(fair.max(guaranteed));
         lane.held += granted;
-        if lane.is_over() {
-            self.by_subscription.remove(&id);
-        }
         self.held += granted;
-        if let Some(tenant) = tenant.filter(|_| granted > 0) {
+        if let Some(tenant) = tenant {
             self.by_tenant.entry(tenant).or_default().places += granted;
         }
-        let place =
-            || Place { subscription: id, tenant, delivery: None, is_probe: false, bytes: 0 };
+        let place = || Place {
+            subscription: id,
+            tenant,
+            delivery: None,
+            is_probe: false,
+            is_prompt,
+            bytes: 0,
+        };
         (0..granted).map(|_| place()).collect()
     }
 
@@ -269,7 +336,7 @@ impl<J> Lanes<J> {
         }
         let Some(lane) = self.by_subscription.get_mut(&place.subscription) else { return false };
         let is_first = lane.weighed < GUARANTEED;
-        let limit = if is_first { self.max_bytes } else { self.max_bytes - self.max_bytes / KEPT };
+        let limit = self.max_bytes - kept(self.max_bytes, is_first, place.is_prompt);
         let lane_limit = if is_first { usize::MAX } else { self.max_bytes / LANE_SHARE };
         if held + bytes > limit || lane.bytes + bytes > lane_limit {
             return false;
@@ -284,8 +351,8 @@ impl<J> Lanes<J> {
         true
     }
 
-    /// Takes a place back.
-    pub fn give_back(&mut self, place: &Place) {
+    /// Takes a place back. Tells whether there is a lane to claim for, see [`Lanes::take_ready`].
+    pub fn give_back(&mut self, place: &Place) -> bool {
         self.held -= 1;
         if let Some(tenant) = place.tenant
             && let Some(held) = self.by_tenant.get_mut(&tenant)
@@ -308,6 +375,11 @@ impl<J> Lanes<J> {
                 self.by_subscription.remove(&place.subscription);
             }
         }
+        // One that was never used was one too many for its lane: no news to it.
+        if place.is_used() {
+            self.wants.given_back(place.subscription);
+        }
+        self.wants.is_any_ready()
     }
 
     /// Notes that `delivery` has `place`.

@@ -9,6 +9,9 @@
 //! | [`lanes`] | who has a place in memory, and which deliveries start |
 //! | [`lease`] | under which name, and how long, this node surely leases |
 //! | [`places`] | who makes the next attempt |
+//! | [`ramp`] | at which pace attempts begin that may hang |
+//! | [`trust`] | how many attempts at once an endpoint has earned |
+//! | [`wants`] | for which lanes to claim when a place becomes free |
 //!
 //! The files beside this folder act on it. `tests/simulation.rs` acts on it, too, in a world of its
 //! own: thousands of faults in seconds.
@@ -19,3 +22,6 @@ pub mod endpoints;
 pub mod lanes;
 pub mod lease;
 pub mod places;
+pub mod ramp;
+pub mod trust;
+pub mod wants;

@@ -1,5 +1,6 @@
 //! The whole service in this process, and clients that speak gRPC to it over a real connection.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tidings::api::proto;
@@ -210,6 +211,19 @@ impl Client {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         panic!("the deliveries never were all {state:?}: {:?}", self.deliveries_to(of).await);
+    }
+
+    /// Emits `count` events and waits until they are delivered: so many requests at once their endpoint
+    /// has earned, and two. Returns the events' ids.
+    pub(crate) async fn earn(&self, tenant_id: &str, count: usize) -> HashSet<String> {
+        let mut earned = HashSet::new();
+        for _ in 0..count {
+            let event_id = self.emit(tenant_id, "user.created", "{}").await.event_id;
+            let succeeded = proto::DeliveryState::Succeeded;
+            self.wait_for_state(tenant_id, &event_id, succeeded).await;
+            earned.insert(event_id);
+        }
+        earned
     }
 
     /// Waits until the event's only delivery is in `state`.

@@ -93,6 +93,19 @@ impl Receiver {
         Self::scripted(move |_, _| Reply::status(status)).await
     }
 
+    /// Answers the first `count` requests at once, so that it has earned that many more at once, and the
+    /// others by a script that gets the request and its number among them, from 0.
+    pub(crate) async fn after_answers(
+        count: usize,
+        script: impl Fn(&Captured, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::scripted(move |request, number| match number.checked_sub(count) {
+            Some(number) => script(request, number),
+            None => Reply::status(204),
+        })
+        .await
+    }
+
     /// Answers by a script that gets the request and its number, from 0.
     pub(crate) async fn scripted(
         script: impl Fn(&Captured, usize) -> Reply + Send + Sync + 'static,

@@ -21,7 +21,8 @@ fn begun(names: [&'static str; 5], limit: usize) -> (Lanes<Job>, SubscriptionId,
     let mut random = StdRng::seed_from_u64(11);
     let id = SubscriptionId::new(NOW, &mut random);
     let mut lanes = Lanes::new(64, 1 << 20);
-    let places = lanes.reserve((id, None), names.len(), limit, NOW);
+    let allowance = Allowance { in_flight: limit, is_prompt: true };
+    let places = lanes.reserve((id, None), names.len(), allowance, NOW);
     assert_eq!(places.len(), names.len());
     let mut started = Vec::new();
     for (name, place) in names.into_iter().zip(places) {
