@@ -98,6 +98,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::Duration;
 
     use futures::FutureExt;
     use rand::SeedableRng;
@@ -129,13 +130,17 @@ mod tests {
         Slots::new(size, Arc::new(Flying(AtomicI64::new(1_770_283_800_000_000))))
     }
 
-    /// Time stands still.
-    struct Still;
+    /// Time moves when it is told to.
+    struct Set(Arc<AtomicI64>);
 
-    impl Clock for Still {
+    impl Clock for Set {
         fn now(&self) -> Timestamp {
-            Timestamp::from_micros(1_770_283_800_000_000)
+            Timestamp::from_micros(self.0.load(Ordering::Relaxed))
         }
+    }
+
+    fn still() -> Arc<dyn Clock> {
+        Arc::new(Set(Arc::new(AtomicI64::new(1_770_283_800_000_000))))
     }
 
     fn owner((tenant, subscription): (TenantId, SubscriptionId)) -> Owner {
@@ -197,7 +202,7 @@ mod tests {
     #[tokio::test]
     async fn attempts_that_may_hang_begin_one_after_another() {
         let ids = ids(1);
-        let slots = Slots::new(4_096, Arc::new(Still));
+        let slots = Slots::new(4_096, still());
         let mut silent = take(&slots, ids[0], 1_000);
         assert_eq!(silent.len(), 128, "a thirty-second part");
         let answering = slots.acquire(owner(ids[0]), true).now_or_never();
@@ -210,10 +215,24 @@ mod tests {
             take(&slots, ids[0], 1_000).is_empty(),
             "no time has passed, and nobody has answered"
         );
-        let slots = Slots::new(4_096, Arc::new(Still));
+        let slots = Slots::new(4_096, still());
         for _ in 0..1_000 {
             assert_eq!(take(&slots, ids[0], 1).len(), 1, "it was answered");
         }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_others_that_may_hang_begins_in_time() {
+        let ids = ids(1);
+        let time = Arc::new(AtomicI64::new(1_770_283_800_000_000));
+        let slots = Slots::new(4_096, Arc::new(Set(Arc::clone(&time))));
+        let hanging = take(&slots, ids[0], 1_000);
+        let mut next = Box::pin(slots.acquire(owner(ids[0]), false));
+        assert!(next.as_mut().now_or_never().is_none());
+        time.fetch_add(4_000, Ordering::Relaxed);
+        let given = tokio::time::timeout(Duration::from_secs(30), next).await;
+        assert!(given.is_ok(), "nobody has given a place back, and there are others");
+        drop(hanging);
     }
 
     #[test]

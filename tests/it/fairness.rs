@@ -132,6 +132,8 @@ on_both! {
         let webhook =
             proto::WebhookChannel { url: receiver.url(), max_in_flight: 1, ..Default::default() };
         app.operator.subscribe_with(&tenant.id, &["*"], webhook, None).await;
+        // A new subscription has the node look once more.
+        tokio::time::sleep(Duration::from_secs(2)).await;
         let batch = (0..EVENTS).map(|_| crate::support::app::emit_request(&tenant.id, "a.b", "{}"));
         let batch = proto::EmitBatchRequest { requests: batch.collect(), ..Default::default() };
         app.operator.events().emit_batch(batch).await.expect("accepted");

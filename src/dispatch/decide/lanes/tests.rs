@@ -4,6 +4,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use super::*;
+use crate::store::SubscriptionRef;
 
 const NOW: Timestamp = Timestamp::from_micros(1_770_283_800_000_000);
 
@@ -72,4 +73,33 @@ fn closed_lanes_let_go_of_what_would_wait_again() {
     let job = started.into_iter().next().expect("a job");
     assert!(lanes.is_surplus(&job.place, 1));
     assert_eq!(lanes.put_back(job, |job| &job.place).as_ref().map(name), Some("a"));
+}
+
+#[test]
+fn what_was_too_heavy_has_room_when_something_was_given_back() {
+    let mut random = StdRng::seed_from_u64(12);
+    let tenant_id = TenantId::new(NOW, &mut random);
+    let of = SubscriptionRef { tenant_id, id: SubscriptionId::new(NOW, &mut random) };
+    let allowance = Allowance { in_flight: 4, is_prompt: true };
+    let mut lanes = Lanes::<Job>::new(64, 1 << 20);
+    let mut places = lanes.reserve((of.id, Some(tenant_id)), 1, allowance, NOW);
+    let mut place = places.remove(0);
+    lanes.occupy(&mut place, DeliveryId::new(NOW, &mut random));
+    assert!(!lanes.want(Want { of, is_heavy: true }, allowance, NOW), "a place would not do");
+    assert!(lanes.give_back(&place));
+    assert_eq!(lanes.take_ready(), [of]);
+    assert!(lanes.want(Want { of, is_heavy: false }, allowance, NOW), "there are places");
+}
+
+#[test]
+fn however_many_lanes_are_full_there_is_room_for_a_prompt_endpoint() {
+    let mut random = StdRng::seed_from_u64(13);
+    let mut of = || (SubscriptionId::new(NOW, &mut random), Some(TenantId::new(NOW, &mut random)));
+    let mut lanes = Lanes::<Job>::new(64, 1 << 20);
+    let silent = Allowance { in_flight: 2, is_prompt: false };
+    let held: usize = (0..100).map(|_| lanes.reserve(of(), 64, silent, NOW).len()).sum();
+    assert_eq!(held, 56, "an eighth is kept");
+    let prompt = Allowance { in_flight: 16, is_prompt: true };
+    let more = lanes.reserve(of(), 64, prompt, NOW).len();
+    assert!(more >= 3, "{more}");
 }
