@@ -12,6 +12,7 @@ use crate::domain::Timestamp;
 use crate::domain::id::{DeliveryId, SubscriptionId, TenantId};
 use crate::store::SubscriptionRef;
 
+use super::pace::Pace;
 use super::places;
 use super::trust::Allowance;
 use super::wants::{Want, Wants};
@@ -62,39 +63,6 @@ impl Place {
     /// Whether a delivery has it.
     pub const fn is_used(&self) -> bool {
         self.delivery.is_some()
-    }
-}
-
-/// How fast a lane works.
-#[derive(Default)]
-struct Pace {
-    since: Option<Timestamp>,
-    /// Jobs that have ended since then, and in the window before.
-    now: usize,
-    before: usize,
-}
-
-impl Pace {
-    /// Over how long it is counted.
-    const WINDOW: Duration = Duration::from_secs(1);
-
-    fn roll(&mut self, now: Timestamp) {
-        let age = self.since.map_or(Duration::MAX, |since| now.since(since));
-        if age >= Self::WINDOW {
-            self.before = if age < 2 * Self::WINDOW { self.now } else { 0 };
-            (self.since, self.now) = (Some(now), 0);
-        }
-    }
-
-    fn count(&mut self, now: Timestamp) {
-        self.roll(now);
-        self.now += 1;
-    }
-
-    /// Jobs in a window.
-    fn jobs(&mut self, now: Timestamp) -> usize {
-        self.roll(now);
-        self.now.max(self.before)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`endpoints`] | what may be sent where, by what this node knows |
 //! | [`lanes`] | who has a place in memory, and which deliveries start |
 //! | [`lease`] | under which name, and how long, this node surely leases |
+//! | [`pace`] | how fast a lane works |
 //! | [`places`] | who makes the next attempt |
 //! | [`ramp`] | at which pace attempts begin that may hang |
 //! | [`trust`] | how many attempts at once an endpoint has earned |
@@ -21,6 +22,7 @@ pub mod delivery;
 pub mod endpoints;
 pub mod lanes;
 pub mod lease;
+pub mod pace;
 pub mod places;
 pub mod ramp;
 pub mod trust;
