@@ -53,16 +53,6 @@ impl Endpoints {
         self.read().gate(id, subscription, now)
     }
 
-    /// See [`Known::allowed`].
-    pub(super) fn allowed(
-        &self,
-        id: SubscriptionId,
-        subscription: Option<&Subscription>,
-        now: Timestamp,
-    ) -> usize {
-        self.read().allowed(id, subscription, now)
-    }
-
     /// See [`Known::allowance`].
     pub(super) fn allowance(
         &self,
@@ -74,16 +64,10 @@ impl Endpoints {
     }
 
     /// See [`Known::trust`]. Most attempts end as the ones before.
-    pub(super) fn trust(
-        &self,
-        id: SubscriptionId,
-        subscription: &Subscription,
-        sign: Sign,
-        now: Timestamp,
-    ) {
-        let is_news = self.read().is_news(id, subscription, sign, now);
+    pub(super) fn trust(&self, subscription: &Subscription, sign: Sign, now: Timestamp) {
+        let is_news = self.read().is_news(subscription, sign, now);
         if is_news {
-            self.write().trust(id, subscription, sign, now);
+            self.write().trust(subscription, sign, now);
         }
     }
 

@@ -96,10 +96,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
                 if results.finished.recv_many(&mut batch, MAX_BATCH).await == 0 { break }
             }
         }
-        if batch.iter().all(|finished| finished.is_failure()) {
-            // What arrives meanwhile stays when the time is up.
-            let _ = tokio::time::timeout(COMPANY, gather(&mut results, &mut batch)).await;
-        }
+        // What arrives meanwhile stays when the time is up.
+        let _ = tokio::time::timeout(COMPANY, gather(&mut results, &mut batch)).await;
         record(&shared, std::mem::take(&mut batch)).await;
     }
     results.drained.send_replace(true);
@@ -107,7 +105,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
     std::future::pending().await
 }
 
-/// Takes further failures, until something else comes.
+/// Takes further results while all of them are failures.
 async fn gather(results: &mut Results, batch: &mut Vec<Box<Finished>>) {
     while batch.len() < MAX_BATCH && batch.iter().all(|finished| finished.is_failure()) {
         let room = MAX_BATCH - batch.len();

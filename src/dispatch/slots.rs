@@ -32,8 +32,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.slots.lock().give_back(&self.given, self.is_silent);
-        self.slots.give();
+        self.slots.give(|places| places.give_back(&self.given, self.is_silent));
     }
 }
 
@@ -50,12 +49,18 @@ impl Slots {
         Slot { slots: self.clone(), given, is_silent: false }
     }
 
-    /// Gives free places to those who have their turn.
-    fn give(&self) {
+    /// Gives free places to those who have their turn, after `change`.
+    fn give(&self, change: impl FnOnce(&mut Places<oneshot::Sender<Slot>>)) {
         let now = self.clock.now();
-        loop {
-            let next = self.lock().give_next(now, |waiter| !waiter.is_closed());
-            let Some((given, waiter)) = next else { return };
+        let mut turns = Vec::new();
+        {
+            let mut places = self.lock();
+            change(&mut places);
+            while let Some(turn) = places.give_next(now, |waiter| !waiter.is_closed()) {
+                turns.push(turn);
+            }
+        }
+        for (given, waiter) in turns {
             // Whoever has stopped waiting this very moment drops the slot, which gives it to the next.
             drop(waiter.send(self.slot(given)));
         }
@@ -81,7 +86,7 @@ impl Slots {
                 Some(alarm) => tokio::select! {
                     slot = &mut waits => slot,
                     () = tokio::time::sleep(alarm.since(now)) => {
-                        self.give();
+                        self.give(|_| ());
                         continue;
                     }
                 },

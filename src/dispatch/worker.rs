@@ -68,7 +68,7 @@ impl Worker {
 
     /// Attempts that this node may have under way at once, the probe of an open breaker aside.
     pub(super) fn allowed(&self, id: SubscriptionId, subscription: Option<&Subscription>) -> usize {
-        self.shared.endpoints.allowed(id, subscription, self.shared.clock.now())
+        self.allowance(id, subscription, self.shared.clock.now()).in_flight
     }
 
     /// The same, and whether the endpoint is a prompt one.
@@ -196,7 +196,7 @@ impl Worker {
         let mut sign = None;
         if let Made::Attempt(attempt) = &made {
             let (ended, now) = (Sign::of(&attempt.report), self.shared.clock.now());
-            self.shared.endpoints.trust(subscription.id, subscription, ended, now);
+            self.shared.endpoints.trust(subscription, ended, now);
             sign = Some(ended);
             self.shared.suppress_bounced(&task, attempt).await;
         }

@@ -180,18 +180,17 @@ impl Batch {
                     let mut delivery =
                         new_delivery(&row.event, subscription, recipient, now, random);
                     if delivery.next_attempt_time.is_some_and(|due| due <= now) {
-                        let permit = queue.reserve(subscription.id, Some(subscription), 1).pop();
-                        let is_heavy = permit.is_some();
-                        if let Some(mut permit) = permit
-                            && permit.weigh(bytes)
-                        {
-                            delivery.state = State::Delivering;
-                            delivery.next_attempt_time = None;
-                            permits.push(permit);
-                            self.leased.push((delivery.clone(), Arc::clone(&row.event)));
-                        } else {
-                            self.wanting
-                                .insert(subscription.id, (Arc::clone(subscription), is_heavy));
+                        match place(queue, subscription, bytes) {
+                            Ok(permit) => {
+                                delivery.state = State::Delivering;
+                                delivery.next_attempt_time = None;
+                                permits.push(permit);
+                                self.leased.push((delivery.clone(), Arc::clone(&row.event)));
+                            }
+                            Err(is_heavy) => {
+                                let wanting = (Arc::clone(subscription), is_heavy);
+                                self.wanting.insert(subscription.id, wanting);
+                            }
                         }
                     }
                     self.deliveries.push(delivery);
@@ -250,6 +249,14 @@ impl Batch {
         }
         (answers, self.leased)
     }
+}
+
+/// A place in the queue for an event of so many bytes. Without one it says whether there was a place,
+/// and only no room for the bytes.
+fn place(queue: &Queue, subscription: &Subscription, bytes: usize) -> Result<Permit, bool> {
+    let permit = queue.reserve(subscription.id, Some(subscription), 1).pop();
+    let mut permit = permit.ok_or(false)?;
+    if permit.weigh(bytes) { Ok(permit) } else { Err(true) }
 }
 
 fn new_row(new: &NewEvent, catalog: &Catalog, now: Timestamp, random: &mut StdRng) -> NewRow {

@@ -7,6 +7,17 @@ use tidings::api::proto::{self, DeliveryState};
 use crate::support::app::options;
 use crate::support::{App, Database, Receiver, Reply};
 
+/// No answer while the test lasts.
+fn silent() -> Reply {
+    Reply::status(200).after(Duration::from_hours(1))
+}
+
+/// A webhook whose attempts outlast the test, too.
+fn patient(receiver: &Receiver) -> proto::WebhookChannel {
+    let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
+    proto::WebhookChannel { url: receiver.url(), timeout, ..Default::default() }
+}
+
 on_both! {
     /// Every endpoint of one tenant hangs, and it has far more deliveries than there are places. The
     /// other's only delivery arrives while not one of them has ended.
@@ -16,14 +27,11 @@ on_both! {
         config.dispatch.max_in_flight = 16;
         config.dispatch.queue_size = 32;
         let app = App::start_configured(database, config).await;
-        // Longer than the test, shorter than an attempt may take.
-        let hanging = Receiver::scripted(|_, _| Reply::status(200).after(Duration::from_hours(1))).await;
+        let hanging = Receiver::scripted(|_, _| silent()).await;
         let loud = app.operator.create_tenant("Loud").await;
-        let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
         for number in 0..SUBSCRIPTIONS {
-            let webhook = proto::WebhookChannel { url: hanging.url(), timeout, ..Default::default() };
             let event_type = if number == 0 { "*" } else { "user.created" };
-            app.operator.subscribe_with(&loud.id, &[event_type], webhook, None).await;
+            app.operator.subscribe_with(&loud.id, &[event_type], patient(&hanging), None).await;
         }
         // One subscription with a backlog of its own, and all of them with more than they may have
         // under way.
@@ -60,8 +68,7 @@ on_both! {
         config.dispatch.max_in_flight = 16;
         config.dispatch.queue_size = 64;
         let app = App::start_configured(database, config).await;
-        let hanging = Receiver::scripted(|_, _| Reply::status(200).after(Duration::from_hours(1))).await;
-        let timeout = Some(prost_types::Duration { seconds: 30, nanos: 0 });
+        let hanging = Receiver::scripted(|_, _| silent()).await;
         let own = app.operator.create_tenant("Own").await;
         let good = Receiver::answering(200).await;
         let (subscription, _) = app.operator.subscribe(&own.id, &["good"], &good.url()).await;
@@ -73,9 +80,8 @@ on_both! {
                 0 => own.clone(),
                 _ => app.operator.create_tenant("Other").await,
             };
-            let webhook = proto::WebhookChannel { url: hanging.url(), timeout, ..Default::default() };
             let event_type = format!("bad{number}");
-            app.operator.subscribe_with(&tenant.id, &[&event_type], webhook, None).await;
+            app.operator.subscribe_with(&tenant.id, &[&event_type], patient(&hanging), None).await;
             for _ in 0..8 {
                 app.operator.emit(&tenant.id, &event_type, "{}").await;
             }
@@ -101,7 +107,7 @@ on_both! {
         let tenant = app.operator.create_tenant("Acme").await;
         let hanging = Receiver::scripted(|_, at| match at {
             0 | 1 => Reply::status(200).after(Duration::from_millis(50)),
-            _ => Reply::status(200).after(Duration::from_hours(1)),
+            _ => silent(),
         })
         .await;
         app.operator.subscribe(&tenant.id, &["*"], &hanging.url()).await;

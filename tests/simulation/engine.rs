@@ -97,10 +97,10 @@ impl World {
             What::Renew => self.renew(node),
             What::TurnWakes(worker) => self.turn(node, worker),
             What::AttemptEnds(worker) => self.attempt_ends(node, worker),
-            What::GivePlaces => {
+            What::AlarmRings(worker) => {
                 self.give_places(node);
-                if self.nodes[node].places.is_any_waiting() {
-                    self.set_alarm(node, false);
+                if let Some(Worker::Waits(_)) = self.nodes[node].workers.get(&worker) {
+                    self.set_alarm(node, worker, false);
                 }
             }
             What::ManualEnds(manual) => self.manual_ends(node, manual),
@@ -301,7 +301,7 @@ impl World {
         if is_of_all {
             self.nodes[node].next_round = self.now.plus(self.scenario.config.poll_interval);
             due = round.due(&self.database.scheduled(), now);
-        } else {
+        } else if !due.is_empty() {
             self.note(Fired::RoomAgain);
         }
         let read = due.iter().map(|of| (*of, self.database.subscription(*of)));
@@ -347,8 +347,7 @@ impl World {
         self.plan_claim(node);
     }
 
-    fn claimed(&mut self, node: usize, claiming: Claiming, leased: Vec<Leased>) {
-        let mut claiming = claiming;
+    fn claimed(&mut self, node: usize, mut claiming: Claiming, leased: Vec<Leased>) {
         claiming.round.claimed += leased.len();
         let (now, name) = (claiming.now, claiming.name);
         for Leased { delivery, event } in leased {
@@ -369,7 +368,8 @@ impl World {
         let now = self.clock(node);
         let own = &self.nodes[node];
         let subscription = job.subscription.as_deref();
-        let limit = own.known.allowed(job.delivery.subscription_id, subscription, now);
+        let id = job.delivery.subscription_id;
+        let limit = own.known.allowance(id, subscription, now).in_flight;
         let mut lanes = own.lanes.borrow_mut();
         lanes.occupy(&mut job.permit.place, job.delivery.id);
         let starting = lanes.push(job, |job| &job.permit.place, limit);
@@ -409,18 +409,18 @@ impl World {
                 } else {
                     own.places.wait(owner, is_prompt, worker);
                     self.note(Fired::WaitedForPlace);
-                    self.set_alarm(node, is_prompt);
+                    self.set_alarm(node, worker, is_prompt);
                 }
             }
         }
     }
 
-    /// Has somebody look again for places when further attempts may begin that may hang.
-    fn set_alarm(&mut self, node: usize, is_prompt: bool) {
+    /// Has a worker that waits look again for places when further attempts may begin that may hang.
+    fn set_alarm(&mut self, node: usize, worker: u64, is_prompt: bool) {
         let now = self.clock(node);
         if let Some(alarm) = self.nodes[node].places.alarm(is_prompt, now) {
             self.note(Fired::WaitedForRamp);
-            self.later(node, alarm.since(now), What::GivePlaces);
+            self.later(node, alarm.since(now), What::AlarmRings(worker));
         }
     }
 
@@ -435,7 +435,7 @@ impl World {
         }
         let id = job.delivery.subscription_id;
         let subscription = job.subscription.as_deref();
-        let allowed = own.known.allowed(id, subscription, now);
+        let allowed = own.known.allowance(id, subscription, now).in_flight;
         let rate = own.known.rate(subscription);
         if own.lanes.borrow().is_surplus(&job.permit.place, allowed) {
             self.stand_back(node, worker);
@@ -575,7 +575,7 @@ impl World {
         }
         let now = self.clock(node);
         let sign = Sign::of(&attempt.report);
-        self.nodes[node].known.trust(id, &subscription, sign, now);
+        self.nodes[node].known.trust(&subscription, sign, now);
         let random = self.nodes[node].random.random();
         let policy =
             || subscription.spec.retry_policy.clone().unwrap_or_else(RetryPolicy::built_in);
@@ -619,7 +619,7 @@ impl World {
         }
         let now = self.clock(node);
         let own = &self.nodes[node];
-        let limit = own.known.allowed(id, subscription, now);
+        let limit = own.known.allowance(id, subscription, now).in_flight;
         let (next, mut more) = own.lanes.borrow_mut().next(id, limit, now);
         more.extend(next);
         self.begin(node, more);

@@ -204,7 +204,6 @@ impl Node {
         under_way.chain(ended).collect()
     }
 
-    /// How many automatic attempts are under way.
     /// Something is due for which there was no room.
     pub(crate) fn want(
         &self,
@@ -216,6 +215,7 @@ impl Node {
         self.lanes.borrow_mut().want(want, allowance, now)
     }
 
+    /// How many automatic attempts are under way.
     pub(crate) fn attempting(&self) -> usize {
         self.workers.values().filter(|worker| matches!(worker, Worker::Attempts { .. })).count()
     }

@@ -51,7 +51,8 @@ pub(crate) enum Event {
 /// What a node does.
 pub(crate) enum What {
     Claim(u64),
-    GivePlaces,
+    /// A worker that waits for a place looks again.
+    AlarmRings(u64),
     Look,
     Chores,
     Renew,

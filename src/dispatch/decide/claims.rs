@@ -19,7 +19,7 @@ use super::wants::Want;
 /// Deliveries of one subscription that one turn leases at most.
 pub const PORTION: usize = 64;
 /// The shortest pause between two rounds: lets results and other work get a turn.
-pub const BREATH: Duration = Duration::from_millis(2);
+const BREATH: Duration = Duration::from_millis(2);
 /// How many times as long as a round takes there is no other one.
 const REST: u32 = 8;
 /// A claim of so many deliveries is worth its transaction.
@@ -145,8 +145,8 @@ impl<P> Plan<P> {
         let weighed = places
             .pop()
             .and_then(|mut place| giver.weigh(&mut place, candidate.event_bytes).then_some(place));
-        if weighed.is_none() || places.is_empty() {
-            let is_heavy = weighed.is_none();
+        let is_heavy = weighed.is_none();
+        if is_heavy || places.is_empty() {
             self.wanting.insert(Want { of: candidate.subscription, is_heavy });
         }
         let Some(place) = weighed else { return false };

@@ -106,17 +106,8 @@ impl Known {
         }
     }
 
-    /// Attempts that this node may have under way at once, the probe of an open breaker aside.
-    pub fn allowed(
-        &self,
-        id: SubscriptionId,
-        subscription: Option<&Subscription>,
-        now: Timestamp,
-    ) -> usize {
-        self.allowance(id, subscription, now).in_flight
-    }
-
-    /// The same, and whether the endpoint is a prompt one.
+    /// Attempts that this node may have under way at once, the probe of an open breaker aside, and whether
+    /// the endpoint is a prompt one.
     pub fn allowance(
         &self,
         id: SubscriptionId,
@@ -131,25 +122,13 @@ impl Known {
     }
 
     /// Whether [`Known::trust`] would change anything.
-    pub fn is_news(
-        &self,
-        id: SubscriptionId,
-        subscription: &Subscription,
-        sign: Sign,
-        now: Timestamp,
-    ) -> bool {
-        self.trusts.is_news(id, sign, max_in_flight(Some(subscription)), now)
+    pub fn is_news(&self, subscription: &Subscription, sign: Sign, now: Timestamp) -> bool {
+        self.trusts.is_news(subscription.id, sign, max_in_flight(Some(subscription)), now)
     }
 
     /// Takes note of how an attempt of this node ended.
-    pub fn trust(
-        &mut self,
-        id: SubscriptionId,
-        subscription: &Subscription,
-        sign: Sign,
-        now: Timestamp,
-    ) {
-        self.trusts.see(id, sign, max_in_flight(Some(subscription)), now);
+    pub fn trust(&mut self, subscription: &Subscription, sign: Sign, now: Timestamp) {
+        self.trusts.see(subscription.id, sign, max_in_flight(Some(subscription)), now);
     }
 
     /// This node's part of a subscription's rate, in requests per second.

@@ -2,8 +2,8 @@
 //!
 //! Guarantees: never more places than there are, nor more bytes; one tenant never takes all of them,
 //! and a quarter of the places and of the bytes is kept for prompt endpoints and for the first few
-//! deliveries of each lane, so that slow endpoints cannot lock out a good one; a lane starts no more attempts than it may have
-//! under way, but always has a worker while something waits in it.
+//! deliveries of each lane, so that slow endpoints cannot lock out a good one; a lane starts no more
+//! attempts than it may have under way, but always has a worker while something waits in it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -24,6 +24,10 @@ const DEPTH: usize = 2;
 const PROMPT_DEPTH: usize = 8;
 /// Deliveries of every lane for which more of the places and bytes is there.
 const GUARANTEED: usize = 2;
+/// Which part of the bytes one lane may hold beyond its first deliveries: large events to a slow
+/// endpoint must not take the memory of all.
+const LANE_SHARE: usize = 16;
+
 /// What must stay free of `size`, places or bytes, when a delivery comes: a quarter; half of that when
 /// it is one of the first of its lane; and less for prompt endpoints.
 const fn kept(size: usize, is_first: bool, is_prompt: bool) -> usize {
@@ -34,9 +38,6 @@ const fn kept(size: usize, is_first: bool, is_prompt: bool) -> usize {
         (true, true) => 0,
     }
 }
-/// Which part of the bytes one lane may hold beyond its first deliveries: large events to a slow
-/// endpoint must not take the memory of all.
-const LANE_SHARE: usize = 16;
 
 /// A place in memory. Whoever has it gives it back with [`Lanes::give_back`].
 #[derive(Debug)]
@@ -210,7 +211,7 @@ impl<J> Lanes<J> {
             let holds_any = self.by_subscription.get(&of.id).is_some_and(|lane| lane.held > 0);
             self.wants.want(of, room > 0 && !is_heavy, holds_any);
         }
-        self.wants.is_any_ready()
+        self.is_any_ready()
     }
 
     /// Whether there is a lane to claim for.
@@ -347,7 +348,7 @@ impl<J> Lanes<J> {
         if place.is_used() {
             self.wants.given_back(place.subscription);
         }
-        self.wants.is_any_ready()
+        self.is_any_ready()
     }
 
     /// Notes that `delivery` has `place`.

@@ -107,11 +107,6 @@ impl<W> Places<W> {
         lanes.entry(owner.subscription).or_default().push_back(waiter);
     }
 
-    /// Whether anybody waits whose endpoint is not a prompt one.
-    pub fn is_any_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
     /// When somebody who waits is to call [`Places::give_next`], besides whoever gives a place back.
     pub fn alarm(&mut self, is_prompt: bool, now: Timestamp) -> Option<Timestamp> {
         (!is_prompt && !self.ramp.may_start(now)).then(|| self.ramp.alarm(now))
