@@ -15,6 +15,10 @@ BENCH_ARGS ?=
 FAULT_SECONDS ?= 60
 export CARGO CARGO_FLAGS
 
+# A failed test says what failed; the frames of the runtime around it hide that. With them:
+# `make test RUST_BACKTRACE=1`.
+export RUST_BACKTRACE := 0
+
 # Where the tests find the programs that share no code with Tidings (see tests/foreign).
 TOOLS := $(CURDIR)/.tools
 export TIDINGS_TEST_PYTHON := $(TOOLS)/python/bin/python

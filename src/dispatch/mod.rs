@@ -53,6 +53,7 @@ use tokio_util::task::TaskTracker;
 use crate::channel::Channels;
 use crate::domain::channel::MAX_TIMEOUT;
 use crate::domain::event::NewEvent;
+use crate::domain::id::NodeId;
 use crate::domain::trace::SpanSink;
 use crate::domain::{Clock, health};
 use crate::store::{CatalogCache, DatabaseClock, Error, Retention, Store};
@@ -62,6 +63,11 @@ use lease::Lease;
 use metrics::Metrics;
 use turns::Turns;
 use worker::Worker;
+
+/// Leases that one transaction gives back at the end, how often that is tried again, and after how long.
+const RELEASED_AT_ONCE: u32 = 1_000;
+const RELEASE_RETRIES: u32 = 4;
+const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 
 /// How the engine is set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,21 +304,33 @@ impl Dispatch {
         let _ = tokio::time::timeout_at(deadline, self.recorder.drained()).await;
         self.recording.cancel();
         let node = self.shared.lease.node();
-        let mut released = 0;
-        loop {
-            match self.shared.store.release(node, self.shared.clock.now(), 1_000).await {
-                Ok(batch) if batch.count > 0 => released += batch.count,
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "leases could not be given back; they run out by themselves");
-                    break;
-                }
-            }
-        }
+        let released = self.shared.give_back(node).await;
         if let Err(error) = self.shared.store.remove_node(node).await {
             tracing::warn!(%error, "the node could not be signed off; its lease runs out by itself");
         }
         self.tasks.shutdown().await;
         Drained { released }
+    }
+}
+
+impl Shared {
+    /// Gives back what `node` has leased; returns how many. Whatever crosses it, a deadlock with a change of
+    /// settings for example, is soon over.
+    async fn give_back(&self, node: NodeId) -> usize {
+        let (mut released, mut failures) = (0, 0);
+        loop {
+            match self.store.release(node, self.clock.now(), RELEASED_AT_ONCE).await {
+                Ok(batch) if batch.count > 0 => released += batch.count,
+                Ok(_) => return released,
+                Err(error) if error.is_unavailable() && failures < RELEASE_RETRIES => {
+                    failures += 1;
+                    tokio::time::sleep(RELEASE_PAUSE).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "leases could not be given back; they run out by themselves");
+                    return released;
+                }
+            }
+        }
     }
 }
