@@ -234,7 +234,7 @@ mod tests {
         let hanging = take(&slots, ids[0], 1_000);
         let mut next = Box::pin(slots.acquire(owner(ids[0]), false));
         assert!(next.as_mut().now_or_never().is_none());
-        time.fetch_add(4_000, Ordering::Relaxed);
+        time.fetch_add(10_000, Ordering::Relaxed);
         let given = tokio::time::timeout(Duration::from_secs(30), next).await;
         assert!(given.is_ok(), "nobody has given a place back, and there are others");
         drop(hanging);

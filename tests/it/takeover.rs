@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait, DbBackend, Statement};
+use sea_orm::{ConnectionTrait, DbBackend, Statement, TransactionTrait};
 use tidings::api::proto::{DeliveryState, WebhookChannel};
+use tidings::domain::delivery::State;
 use tokio::sync::Semaphore;
 
 use crate::support::app::{emit_request, quick_retries};
 use crate::support::fleet::{Fleet, all_arrive};
-use crate::support::{Database, Receiver, Reply};
+use crate::support::process::{Served, operator_key};
+use crate::support::{Client, Database, Receiver, Reply};
 
 /// The lease of the replicas that tests start.
 const LEASE: Duration = Duration::from_secs(3);
@@ -161,4 +163,44 @@ async fn a_replica_that_is_stopped_in_a_transaction_stops_nobody_else() {
     fleet.client(0).events().emit(request).await.expect("the stopped one goes on");
     connection.close().await.expect("closed");
     fleet.kill().await;
+}
+
+/// What one error leaves would have to run out: after a deadlock with somebody else, for example.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_are_given_back_although_the_first_try_fails() {
+    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let database = Database::postgres().await;
+    let receiver = Receiver::scripted(|_, _| Reply::status(200).after(BUSY)).await;
+    let key = operator_key(&database).await;
+    let served = Served::start(&database, &["--shutdown-grace", "2s"]).await;
+    let client = Client::connect(&served.endpoint, &key).await;
+    let tenant = client.create_tenant("Acme").await;
+    client.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+    client.emit(&tenant.id, "user.created", "{}").await;
+    receiver.wait_for(1).await;
+
+    let url = &database.config.database_url;
+    let other = sea_orm::Database::connect(url).await.expect("connected");
+    let holding = other.begin().await.expect("begun");
+    holding.execute_unprepared("SELECT id FROM deliveries FOR UPDATE").await.expect("locked");
+    served.signal("TERM").await;
+    let start = Instant::now();
+    while number(&database, WAITING).await == 0 {
+        assert!(start.elapsed() < BUSY, "nobody wants to give the lease back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let ended = WAITING.replace("count(*)", "count(pg_terminate_backend(pid))");
+    assert_eq!(number(&database, &ended).await, 1);
+    holding.rollback().await.expect("released");
+    other.close().await.expect("closed");
+
+    let (code, log) = served.wait().await;
+    assert_eq!(code, Some(0), "{}", log.join("\n"));
+    let leased = format!("SELECT count(*) FROM deliveries WHERE state <> {}", State::Scheduled.code());
+    assert_eq!(number(&database, &leased).await, 0, "{}", log.join("\n"));
+}
+
+async fn number(database: &Database, sql: &str) -> i64 {
+    database.row(sql).await.try_get_by_index(0).expect("a number")
 }
