@@ -1,8 +1,10 @@
 //! Results into the database, in group commits: a batch is what arrived while the last one was
-//! being written. While the database is away results wait here, bounded by the queue's permits,
-//! and are written when it is back.
+//! being written. What says something about its endpoint takes several statements instead of one, so it
+//! is written apart, and failures wait a moment for each other. While the database is away results wait
+//! here, bounded by the queue's permits, and are written when it is back.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +18,11 @@ use super::Shared;
 use super::decide::delivery::said_of_endpoint;
 use super::queue::Permit;
 
-/// Most results in one transaction.
+/// Most results that are taken at once.
 const MAX_BATCH: usize = 512;
 /// How long failures wait for further ones. A thousand endpoints that time out one after another share
 /// transactions, then; nobody waits for a failure.
-const COMPANY: Duration = Duration::from_millis(25);
+const COMPANY: Duration = Duration::from_millis(50);
 /// How long to wait before trying again to write, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -37,6 +39,12 @@ impl Finished {
     /// Whether it is tried again later, and nothing else came of it.
     fn is_failure(&self) -> bool {
         self.ended.attempt.is_some() && self.ended.after.state == State::Scheduled
+    }
+
+    /// Whether it is written with what it says about its endpoint, which takes longer than the rest, or
+    /// waits for others.
+    fn is_apart(&self) -> bool {
+        self.seen.is_some() || self.is_failure()
     }
 }
 
@@ -86,34 +94,34 @@ impl Handle {
 
 /// Records results until it is closed and empty.
 pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static str {
-    let mut batch = Vec::with_capacity(MAX_BATCH);
-    loop {
+    let (mut batch, mut apart) = (Vec::with_capacity(MAX_BATCH), Vec::new());
+    let mut company = pin!(tokio::time::sleep(COMPANY));
+    let mut is_over = false;
+    while !is_over {
         tokio::select! {
             biased;
-            count = results.finished.recv_many(&mut batch, MAX_BATCH) => if count == 0 { break },
+            () = &mut company, if !apart.is_empty() => {}
+            count = results.finished.recv_many(&mut batch, MAX_BATCH) => is_over = count == 0,
             () = closed(&mut results.closing) => {
                 results.finished.close();
-                if results.finished.recv_many(&mut batch, MAX_BATCH).await == 0 { break }
+                is_over = results.finished.recv_many(&mut batch, MAX_BATCH).await == 0;
             }
         }
-        // What arrives meanwhile stays when the time is up.
-        let _ = tokio::time::timeout(COMPANY, gather(&mut results, &mut batch)).await;
-        record(&shared, std::mem::take(&mut batch)).await;
+        if apart.is_empty() {
+            company.set(tokio::time::sleep(COMPANY));
+        }
+        apart.extend(batch.extract_if(.., |finished| finished.is_apart()));
+        if !batch.is_empty() {
+            record(&shared, std::mem::take(&mut batch)).await;
+        }
+        let is_due = is_over || company.is_elapsed() || apart.len() >= MAX_BATCH;
+        if apart.iter().any(|finished| is_due || !finished.is_failure()) {
+            record(&shared, std::mem::take(&mut apart)).await;
+        }
     }
     results.drained.send_replace(true);
     // The end of this task by itself would be a fault; at the end of the process it is not.
     std::future::pending().await
-}
-
-/// Takes further results while all of them are failures.
-async fn gather(results: &mut Results, batch: &mut Vec<Box<Finished>>) {
-    while batch.len() < MAX_BATCH && batch.iter().all(|finished| finished.is_failure()) {
-        let room = MAX_BATCH - batch.len();
-        tokio::select! {
-            count = results.finished.recv_many(batch, room) => if count == 0 { return },
-            () = closed(&mut results.closing) => return,
-        }
-    }
 }
 
 /// Waits until the recorder is closed. Without a handle left it is, too.

@@ -193,16 +193,19 @@ on_both! {
 
 on_both! {
     async fn sigterm_finishes_what_is_in_flight_and_exits_with_0(database: Database) {
+        const COUNT: usize = 120;
         let receiver = Receiver::scripted(|_, _| Reply::status(200).after(Duration::from_millis(800))).await;
         let key = operator_key(&database).await;
         let served = Served::start(&database, &[]).await;
         let client = Client::connect(&served.endpoint, &key).await;
         let tenant = client.create_tenant("Acme").await;
-        client.subscribe(&tenant.id, &["*"], &receiver.url()).await;
-        let mut acknowledged = HashSet::new();
-        for _ in 0..40 {
-            acknowledged.insert(client.emit(&tenant.id, "user.created", "{}").await.event_id);
-        }
+        // So few at once that there is time for the stop.
+        let webhook =
+            proto::WebhookChannel { url: receiver.url(), max_in_flight: 16, ..Default::default() };
+        client.subscribe_with(&tenant.id, &["*"], webhook, None).await;
+        let emits = (0..COUNT).map(|_| client.emit(&tenant.id, "user.created", "{}"));
+        let emitted = futures::future::join_all(emits).await;
+        let acknowledged: HashSet<_> = emitted.into_iter().map(|answer| answer.event_id).collect();
         receiver.wait_for(16).await;
         assert_eq!(served.get("/readyz").await, 200);
         served.signal("TERM").await;
@@ -212,7 +215,7 @@ on_both! {
         let (code, log) = served.wait().await;
         assert_eq!(code, Some(0), "{}", log.join("\n"));
         let before = receiver.requests().len();
-        assert!(before < 40, "the stop came while deliveries waited");
+        assert!(before < COUNT, "the stop came while deliveries waited");
 
         // What waited was given back by the process itself: it is due at once, and no lease has to
         // run out.

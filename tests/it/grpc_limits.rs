@@ -238,8 +238,19 @@ async fn an_old_connection_is_asked_to_reconnect_and_no_call_fails() {
     });
     // The client's calls go on over all of the time in which its connection grows too old.
     let calls = async {
-        for _ in 0..20 {
-            app.operator.emit(&tenant.id, "user.created", "{}").await;
+        for number in 0..20 {
+            let mut request = emit_request(&tenant.id, "user.created", "{}");
+            request.idempotency_key = number.to_string();
+            let answer = app.operator.events().emit(request.clone()).await;
+            let answer = match answer {
+                // This client does not see GOAWAY between two of its own steps, and does not repeat what it
+                // has not sent, as others do: https://github.com/grpc/grpc-rust/issues/2185
+                Err(status) if format!("{status:?}").contains("GoAway(b\"\", NO_ERROR") => {
+                    app.operator.events().emit(request).await
+                }
+                answer => answer,
+            };
+            assert!(!answer.expect("accepted").into_inner().duplicate, "it had not been sent");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidings::api::proto;
+use tidings::config::Options;
 use tokio::task::JoinSet;
 
 use crate::support::app::{App, options};
@@ -27,7 +28,23 @@ const MAX_COMMITS: f64 = 0.15;
 /// for each group, and push the others out of the cache.
 const MAX_TEXTS: usize = 40;
 
+/// How long the failures of an endpoint wait for others to be written with.
+const COMPANY: Duration = Duration::from_millis(50);
+/// Endpoints that fail, so few times that none of them is spared.
+const ILL: usize = 30;
+/// Every how many events one goes to them, too.
+const EVERY_ILL: usize = 10;
+
 async fn emit_all(client: &Client, tenant_id: &str, count: usize) {
+    emit_types(client, tenant_id, count, |_| "billing.paid".to_owned()).await;
+}
+
+async fn emit_types(
+    client: &Client,
+    tenant_id: &str,
+    count: usize,
+    event_type: impl Fn(usize) -> String + Copy + Send + 'static,
+) {
     let next = Arc::new(AtomicUsize::new(0));
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
@@ -38,7 +55,7 @@ async fn emit_all(client: &Client, tenant_id: &str, count: usize) {
                 if number >= count {
                     return;
                 }
-                let mut request = app::emit_request(&tenant_id, "billing.paid", "{}");
+                let mut request = app::emit_request(&tenant_id, &event_type(number), "{}");
                 request.idempotency_key = format!("{count}-{number}");
                 client.events().emit(request).await.expect("accepted");
             }
@@ -67,15 +84,9 @@ fn show(asked: &Asked) {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_events_share_few_statements_and_commits() {
-    let mut database = Database::postgres().await;
-    let counting = Proxy::before(&mut database).await;
-    counting.set(Weather::Slow(DISTANCE));
-    let mut options = options(&database);
-    // What is done by the clock is no part of the hot path: rarely, so that a slow machine counts
-    // little of it.
-    options.poll_interval = Duration::from_secs(5);
+/// The service, and a tenant with a good endpoint.
+async fn start(database: Database, poll_interval: Duration) -> (App, Receiver, proto::Tenant) {
+    let options = Options { poll_interval, ..options(&database) };
     let app = App::start_with(database, &options).await;
     let receiver = Receiver::answering(200).await;
     let tenant = app.operator.create_tenant("Acme").await;
@@ -84,6 +95,17 @@ async fn many_events_share_few_statements_and_commits() {
     let webhook =
         proto::WebhookChannel { url: receiver.url(), max_in_flight: 100, ..Default::default() };
     app.operator.subscribe_with(&tenant.id, &["*"], webhook, None).await;
+    (app, receiver, tenant)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_events_share_few_statements_and_commits() {
+    let mut database = Database::postgres().await;
+    let counting = Proxy::before(&mut database).await;
+    counting.set(Weather::Slow(DISTANCE));
+    // What is done by the clock is no part of the hot path: rarely, so that a slow machine counts
+    // little of it.
+    let (app, receiver, tenant) = start(database, Duration::from_secs(5)).await;
     // The first events make connections and prepare statements; what follows is the hot path.
     emit_all(&app.operator, &tenant.id, CALLERS).await;
     receiver.wait_for(CALLERS).await;
@@ -112,6 +134,45 @@ async fn many_events_share_few_statements_and_commits() {
     assert!(commits <= MAX_COMMITS, "{commits:.3} commits per event");
     let texts = &asked.texts;
     assert!(texts.len() <= MAX_TEXTS, "{} different statements, such as {texts:#?}", texts.len());
+}
+
+/// What an attempt says of its endpoint is written in several statements, and others need one. They must
+/// not go the long way together: which transaction wrote an attempt is seen in its row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_are_written_apart_and_together() {
+    const FAILURES: usize = EVENTS / EVERY_ILL;
+    let database = Database::postgres().await;
+    let (app, receiver, tenant) = start(database, Duration::from_millis(500)).await;
+    let ill = Receiver::answering(500).await;
+    for number in 0..ILL {
+        app.operator.subscribe(&tenant.id, &[&format!("ill.n{number}")], &ill.url()).await;
+    }
+    let begin = Instant::now();
+    let event_type = |number: usize| match number % EVERY_ILL {
+        0 => format!("ill.n{}", number / EVERY_ILL % ILL),
+        _ => "billing.paid".to_owned(),
+    };
+    emit_types(&app.operator, &tenant.id, EVENTS, event_type).await;
+    receiver.wait_for(EVENTS).await;
+    ill.wait_for(FAILURES).await;
+    let database = app.stop().await;
+    let most = i64::try_from(begin.elapsed().as_millis() / COMPANY.as_millis()).expect("a count");
+
+    let sql =
+        "SELECT count(*) FILTER (WHERE failures > 0), count(*) FILTER (WHERE failures < attempts),
+            count(*) FILTER (WHERE failures > 0 AND failures < attempts)
+        FROM (SELECT count(*) AS attempts, count(*) FILTER (WHERE http_status = 500) AS failures
+            FROM attempts GROUP BY xmin::text) AS transactions";
+    let row = database.row(sql).await;
+    let count = |at| row.try_get_by_index::<i64>(at).expect("a count");
+    let (failures, others, mixed) = (count(0), count(1), count(2));
+    println!(
+        "{others} transactions of others, {failures} of failures, at most {most}; {mixed} of both"
+    );
+    assert!(failures > 0 && others > 0, "nothing was recorded");
+    assert_eq!(mixed, 0, "others were written with failures");
+    // Nobody waits at the end.
+    assert!(failures <= most + 2, "failures were written one by one");
 }
 
 /// How often a delivery was updated, and how often without a new entry in each of its indexes (a

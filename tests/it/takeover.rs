@@ -197,7 +197,8 @@ async fn leases_are_given_back_although_the_first_try_fails() {
 
     let (code, log) = served.wait().await;
     assert_eq!(code, Some(0), "{}", log.join("\n"));
-    let leased = format!("SELECT count(*) FROM deliveries WHERE state <> {}", State::Scheduled.code());
+    let leased =
+        format!("SELECT count(*) FROM deliveries WHERE state <> {}", State::Scheduled.code());
     assert_eq!(number(&database, &leased).await, 0, "{}", log.join("\n"));
 }
 

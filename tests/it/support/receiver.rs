@@ -158,9 +158,12 @@ impl Receiver {
     /// Waits until `count` requests have arrived, and returns all that have.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Captured> {
         let mut arrived = self.count.clone();
-        let waited = tokio::time::timeout(PATIENCE, arrived.wait_for(|n| *n >= count)).await;
+        let waited = tokio::time::timeout(PATIENCE, arrived.wait_for(|n| *n >= count));
+        // What it returns keeps the count locked, whoever answers holds the requests and wants to count:
+        // it must be gone before the requests are asked for.
+        let has_come = waited.await.is_ok();
         let requests = self.requests();
-        assert!(waited.is_ok(), "{count} requests were expected, {} came", requests.len());
+        assert!(has_come, "{count} requests were expected, {} came", requests.len());
         requests
     }
 }

@@ -158,10 +158,11 @@ impl Proxy {
     /// Waits until `count` have been lost: a test whose fault never fires must fail.
     pub(crate) async fn wait_for_lost(&self, count: usize) {
         let mut lost = self.shared.lost.subscribe();
-        let waited =
-            tokio::time::timeout(Duration::from_secs(30), lost.wait_for(|n| *n >= count)).await;
+        let waited = tokio::time::timeout(Duration::from_secs(30), lost.wait_for(|n| *n >= count));
+        // What it returns keeps the number locked.
+        let has_come = waited.await.is_ok();
         let so_far = self.lost();
-        assert!(waited.is_ok(), "{count} were to be lost on {}, {so_far} were", self.addr);
+        assert!(has_come, "{count} were to be lost on {}, {so_far} were", self.addr);
     }
 
     /// What has been asked since the last time that this was called.
