@@ -107,10 +107,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
                 is_over = results.finished.recv_many(&mut batch, MAX_BATCH).await == 0;
             }
         }
-        if apart.is_empty() {
+        let is_first = apart.is_empty();
+        apart.extend(batch.extract_if(.., |finished| finished.is_apart()));
+        if is_first && !apart.is_empty() {
             company.set(tokio::time::sleep(COMPANY));
         }
-        apart.extend(batch.extract_if(.., |finished| finished.is_apart()));
         if !batch.is_empty() {
             record(&shared, std::mem::take(&mut batch)).await;
         }

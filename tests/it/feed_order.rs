@@ -59,7 +59,7 @@ async fn a_position_is_visible_only_after_all_lower_ones() {
             async move { maker.deliveries(&store, &subscription, 1, node, false, now).await },
         )
     };
-    wait_for_lock(&database).await;
+    database.wait_for_lock().await;
     assert!(!second.is_finished(), "the second transaction waits for the first");
     assert!(
         store.read_feed(tenant.id, 0, 10).await.expect("read").is_empty(),
@@ -69,25 +69,6 @@ async fn a_position_is_visible_only_after_all_lower_ones() {
     first.commit().await.expect("committed");
     second.await.expect("committed");
     assert_eq!(read_to(&store, tenant.id, 2).await, [1, 2]);
-}
-
-/// Waits until some transaction waits for another's row: the interleaving has happened.
-async fn wait_for_lock(database: &Database) {
-    let admin = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
-    for _ in 0..2_000 {
-        let waiting = admin
-            .query_one_raw(sea_orm::Statement::from_string(
-                sea_orm::DbBackend::Postgres,
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-            ))
-            .await
-            .expect("asked");
-        if waiting.is_some() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("the interleaving never happened: no transaction waited for another");
 }
 
 on_both! {

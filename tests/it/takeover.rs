@@ -168,8 +168,6 @@ async fn a_replica_that_is_stopped_in_a_transaction_stops_nobody_else() {
 /// What one error leaves would have to run out: after a deadlock with somebody else, for example.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_are_given_back_although_the_first_try_fails() {
-    const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND wait_event_type = 'Lock'";
     let database = Database::postgres().await;
     let receiver = Receiver::scripted(|_, _| Reply::status(200).after(BUSY)).await;
     let key = operator_key(&database).await;
@@ -185,13 +183,8 @@ async fn leases_are_given_back_although_the_first_try_fails() {
     let holding = other.begin().await.expect("begun");
     holding.execute_unprepared("SELECT id FROM deliveries FOR UPDATE").await.expect("locked");
     served.signal("TERM").await;
-    let start = Instant::now();
-    while number(&database, WAITING).await == 0 {
-        assert!(start.elapsed() < BUSY, "nobody wants to give the lease back");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let ended = WAITING.replace("count(*)", "count(pg_terminate_backend(pid))");
-    assert_eq!(number(&database, &ended).await, 1);
+    database.wait_for_lock().await;
+    assert_eq!(database.end_waiting().await, 1, "the session that gives the lease back");
     holding.rollback().await.expect("released");
     other.close().await.expect("closed");
 
@@ -199,9 +192,5 @@ async fn leases_are_given_back_although_the_first_try_fails() {
     assert_eq!(code, Some(0), "{}", log.join("\n"));
     let leased =
         format!("SELECT count(*) FROM deliveries WHERE state <> {}", State::Scheduled.code());
-    assert_eq!(number(&database, &leased).await, 0, "{}", log.join("\n"));
-}
-
-async fn number(database: &Database, sql: &str) -> i64 {
-    database.row(sql).await.try_get_by_index(0).expect("a number")
+    assert_eq!(database.count(&leased).await, 0, "{}", log.join("\n"));
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use crate::domain::Timestamp;
 
 /// The time from one attempt to the next: a token bucket's rate, as the interval at which tokens come. In
-/// the 30 s that an attempt may take, 3,000 begin: less than the places that are there for them by default,
-/// so that none of those that answer waits for the time-out of one that does not.
+/// the 30 s that an attempt may take at most, 3,000 begin beside those ahead: about as many as there are
+/// places for them by default, so that they hardly ever have all.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// A token bucket, as the generic cell rate algorithm has it: one instant instead of a count.

@@ -2,10 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Database as SeaDatabase, QueryResult, Statement};
 use tempfile::TempDir;
 use tidings::store::{Config, KeySource, MasterKey, Store};
+
+/// The sessions of a PostgreSQL database that wait for another's row.
+const WAITING: &str =
+    "FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 /// A migrated, empty database. A SQLite file goes with it; a PostgreSQL database goes with the
 /// server that the tests started.
@@ -102,6 +107,31 @@ impl Database {
         let row = connection.query_one_raw(statement).await;
         connection.close().await.expect("closed");
         row.unwrap_or_else(|error| panic!("{sql}: {error}")).expect("a row")
+    }
+
+    /// Waits until some transaction waits for another's row: the interleaving has happened.
+    pub(crate) async fn wait_for_lock(&self) {
+        let connection = SeaDatabase::connect(&self.config.database_url).await.expect("connected");
+        let waiting = format!("SELECT 1 {WAITING}");
+        for _ in 0..2_000 {
+            let statement = Statement::from_string(connection.get_database_backend(), &waiting);
+            if connection.query_one_raw(statement).await.expect("asked").is_some() {
+                connection.close().await.expect("closed");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("the interleaving never happened: no transaction waited for another");
+    }
+
+    /// Ends the sessions that wait for another's row, and returns how many.
+    pub(crate) async fn end_waiting(&self) -> i64 {
+        self.count(&format!("SELECT count(pg_terminate_backend(pid)) {WAITING}")).await
+    }
+
+    /// The number that a query past the service finds.
+    pub(crate) async fn count(&self, sql: &str) -> i64 {
+        self.row(sql).await.try_get_by_index(0).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// Whether it is a file of its own.
