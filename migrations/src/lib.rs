@@ -12,7 +12,9 @@ mod m0005_secrets_at_rest;
 mod m0006_quarantine;
 mod m0007_mail;
 mod m0008_leases;
+mod m0009_checks;
 
+pub use m0009_checks::CHECKS;
 pub use sea_orm_migration::{MigratorTrait, sea_orm};
 
 use sea_orm_migration::MigrationTrait;
@@ -34,6 +36,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0006_quarantine::Migration),
             Box::new(m0007_mail::Migration),
             Box::new(m0008_leases::Migration),
+            Box::new(m0009_checks::Migration),
         ]
     }
 }

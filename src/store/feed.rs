@@ -109,12 +109,13 @@ macro_rules! feed_tail {
     () => {
         ",
     heads AS (
-        -- By the key, and so in order of the tenants: two transactions never wait for each other. (The
-        -- connection forbids plans that would take another order; tests/it/plans.rs has the plan.)
-        UPDATE feed_heads SET position = feed_heads.position
-            + ($2::bigint[])[array_position($1::text[], feed_heads.tenant_id)]
-        WHERE feed_heads.tenant_id = ANY($1::text[]) AND (SELECT is_ready FROM ready)
-        RETURNING feed_heads.tenant_id, feed_heads.position),
+        -- The heads are there: this raises them, in the order of the array, which is that of the tenants, so
+        -- that two transactions never wait in a circle. An UPDATE does the same, but when it has waited for
+        -- another transaction it starts the whole statement anew, to look at one row again.
+        INSERT INTO feed_heads AS head (tenant_id, position, floor)
+        SELECT unnest($1::text[]), unnest($2::bigint[]), 0 WHERE (SELECT is_ready FROM ready)
+        ON CONFLICT (tenant_id) DO UPDATE SET position = head.position + excluded.position
+        RETURNING tenant_id, position),
     told AS (
         INSERT INTO feed (tenant_id, position, create_time, changes)
         SELECT heads.tenant_id, heads.position - c.back, $6::bigint, c.changes

@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Database as SeaDatabase, TransactionTrait};
+use tidings::domain::subscription::Subscription;
 use tidings::store::Store;
 
 use crate::support::Database;
-use crate::support::make::Maker;
+use crate::support::make::{Maker, accept, succeeded};
 
 /// Everything that a reader sees who polls while `until` is not reached.
 async fn read_to(store: &Store, tenant_id: tidings::domain::id::TenantId, until: i64) -> Vec<i64> {
@@ -114,5 +115,52 @@ on_both! {
         assert_eq!(positions, (1..).take(rows.len()).collect::<Vec<i64>>(), "a gap");
         let told: Vec<_> = rows.into_iter().flat_map(|row| row.changes).collect();
         assert_eq!(told, deliveries);
+    }
+}
+
+/// Transactions that change deliveries of the same tenants, on connections of their own, in whatever order
+/// they name them: they wait for each other, but never in a circle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_over_many_tenants_never_wait_in_a_circle() {
+    const WRITERS: u64 = 4;
+    const TENANTS: usize = 6;
+    const ROUNDS: usize = 40;
+    let database = Database::postgres().await;
+    let (store, maker) = (database.open().await, Maker::new(25));
+    let now = store.now().await.expect("now");
+    let mut subscriptions = Vec::new();
+    for _ in 0..TENANTS {
+        let tenant = maker.tenant(&store, now).await;
+        subscriptions.push(maker.subscription(&store, tenant.id, now).await);
+    }
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let (store, mut subscriptions) = (database.open().await, subscriptions.clone());
+        writers.push(tokio::spawn(async move {
+            let maker = Maker::new(200 + writer);
+            let node = maker.node(now);
+            if writer % 2 == 1 {
+                subscriptions.reverse();
+            }
+            for _ in 0..ROUNDS {
+                let event = |of: &Subscription| maker.event(of.tenant_id, now);
+                let events: Vec<_> = subscriptions.iter().map(event).collect();
+                let deliveries: Vec<_> = std::iter::zip(&events, &subscriptions)
+                    .map(|(event, of)| maker.delivery(event, of.id, true))
+                    .collect();
+                accept(&store, &events.iter().collect::<Vec<_>>(), &deliveries, node, now).await;
+                let ended: Vec<_> = deliveries.iter().map(|it| succeeded(it, now)).collect();
+                let recorded = store.record(&ended, now).await.expect("recorded");
+                assert!(recorded.fenced.is_empty());
+            }
+        }));
+    }
+    for writer in writers {
+        writer.await.expect("never in a circle");
+    }
+    let rounds = i64::try_from(WRITERS).expect("small") * i64::try_from(ROUNDS).expect("small");
+    for subscription in subscriptions {
+        let head = store.feed_head(subscription.tenant_id).await.expect("read").expect("a head");
+        assert_eq!(head.position, 2 * rounds);
     }
 }

@@ -153,49 +153,6 @@ on_both! {
     }
 }
 
-/// The heads of feeds are locked by their update, in order of the tenants: two transactions that change
-/// the same feeds wait for each other, but never in a circle.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heads_of_feeds_are_updated_in_order_of_the_tenants() {
-    let database = Database::postgres().await;
-    let mut options = ConnectOptions::new(&database.config.database_url);
-    options.max_connections(1);
-    let connection = SeaDatabase::connect(options).await.expect("connected");
-    // What the store tells the connections of the hot path.
-    let settings =
-        "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-        SET plan_cache_mode = force_generic_plan; SET enable_bitmapscan = off";
-    connection.execute_unprepared(settings).await.expect("set");
-    let prepare = "PREPARE heads(text[], bigint[]) AS
-        UPDATE feed_heads SET position = feed_heads.position
-            + ($2::bigint[])[array_position($1::text[], feed_heads.tenant_id)]
-        WHERE feed_heads.tenant_id = ANY($1::text[]) AND (SELECT true)
-        RETURNING feed_heads.tenant_id, feed_heads.position";
-    connection.execute_unprepared(prepare).await.expect("prepared");
-    // Of an empty table, and of one with many tenants.
-    for tenants in [0, 1_000] {
-        let insert = format!(
-            "INSERT INTO feed_heads SELECT 'ten_' || n, 0, 0 FROM generate_series(1, {tenants}) n"
-        );
-        connection.execute_unprepared(&insert).await.expect("inserted");
-        connection.execute_unprepared("ANALYZE feed_heads").await.expect("analyzed");
-        let plan = explain(&connection, "EXPLAIN EXECUTE heads('{ten_1,ten_2}', '{1,1}')", 0).await;
-        let is_by_key = plan.contains("Index Scan using feed_heads_pkey")
-            && plan.contains("Index Cond: (tenant_id = ANY ($1))");
-        assert!(is_by_key && !plan.contains("Nested Loop"), "{plan}");
-    }
-    let execute = "EXECUTE heads('{ten_7,ten_3,ten_5}', '{70,30,50}')";
-    let rows = connection
-        .query_all_raw(Statement::from_string(DbBackend::Postgres, execute))
-        .await
-        .expect("updated");
-    let read = |row: &sea_orm::QueryResult| -> (String, i64) {
-        (row.try_get_by_index(0).expect("text"), row.try_get_by_index(1).expect("a number"))
-    };
-    let updated: Vec<_> = rows.iter().map(read).collect();
-    assert_eq!(updated, [("ten_3".into(), 30), ("ten_5".into(), 50), ("ten_7".into(), 70)]);
-}
-
 async fn explain(connection: &impl ConnectionTrait, sql: &str, column: usize) -> String {
     let rows = connection
         .query_all_raw(Statement::from_string(connection.get_database_backend(), sql))

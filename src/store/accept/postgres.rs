@@ -6,7 +6,7 @@
 use sea_orm::sqlx;
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::Delivery;
+use crate::domain::delivery::{Delivery, State};
 
 use super::super::Error;
 use super::super::error::refused;
@@ -31,41 +31,28 @@ const ACCEPT: &str = concat!(
         -- A key that was taken before ends the whole statement: nothing may be stored then.
         INSERT INTO idempotency_keys
             (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
-        SELECT k.*, $6::bigint
-        FROM (SELECT unnest($9::text[]) AS tenant_id, unnest($10::text[]) AS idempotency_key,
-                unnest($11::bytea[]) AS fingerprint, unnest($12::text[]) AS event_id,
-                unnest($13::int[]) AS delivery_count) AS k
+        SELECT unnest($9::text[]), unnest($10::text[]), unnest($11::bytea[]), unnest($12::text[]),
+            unnest($13::int[]), $6::bigint
         WHERE (SELECT is_open FROM gate) RETURNING 1),
     new_events AS (
         INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time, create_time,
             deliver_time, expire_time, trace)
-        SELECT e.tenant_id, e.id, e.type, e.subject, e.data, e.labels, e.occur_time, $6::bigint,
-            e.deliver_time, e.expire_time, e.trace
-        FROM (SELECT unnest($14::text[]) AS tenant_id, unnest($15::text[]) AS id,
-                unnest($16::text[]) AS type, unnest($17::text[]) AS subject,
-                unnest($18::bytea[]) AS data, unnest($19::text[]) AS labels,
-                unnest($20::bigint[]) AS occur_time, unnest($21::bigint[]) AS deliver_time,
-                unnest($22::bigint[]) AS expire_time, unnest($23::text[]) AS trace) AS e
+        SELECT unnest($14::text[]), unnest($15::text[]), unnest($16::text[]), unnest($17::text[]),
+            unnest($18::bytea[]), unnest($19::text[]), unnest($20::bigint[]), $6::bigint,
+            unnest($21::bigint[]), unnest($22::bigint[]), unnest($23::text[])
         WHERE (SELECT is_open FROM gate) RETURNING 1),
     new_deliveries AS (
         INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
             recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
             leased_by, hold_time, trace_id, revision, create_time, update_time)
-        SELECT d.tenant_id, d.id, d.event_id, d.event_type, d.subscription_id, d.channel,
-            d.recipient, d.state, 0, 0, d.next_attempt_time, d.expire_time,
-            CASE WHEN d.state = 2 THEN $24::text END, CASE WHEN d.state = 8 THEN $6::bigint END,
-            d.trace_id, 1, $6::bigint, $6::bigint
-        FROM (SELECT unnest($25::text[]) AS tenant_id, unnest($26::text[]) AS id,
-                unnest($27::text[]) AS event_id, unnest($28::text[]) AS event_type,
-                unnest($29::text[]) AS subscription_id, unnest($30::smallint[]) AS channel,
-                unnest($31::text[]) AS recipient, unnest($32::smallint[]) AS state,
-                unnest($33::bigint[]) AS next_attempt_time,
-                unnest($34::bigint[]) AS expire_time, unnest($35::text[]) AS trace_id) AS d
+        SELECT unnest($25::text[]), unnest($26::text[]), unnest($27::text[]), unnest($28::text[]),
+            unnest($29::text[]), unnest($30::smallint[]), unnest($31::text[]), unnest($32::smallint[]),
+            0, 0, unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::text[]),
+            unnest($36::bigint[]), unnest($37::text[]), 1, $6::bigint, $6::bigint
         WHERE (SELECT is_open FROM gate) RETURNING 1),
     new_leases AS (
         INSERT INTO leases (node, number, create_time, deliveries)
-        SELECT $24::text, l.number, $6::bigint, l.deliveries
-        FROM (SELECT unnest($36::bigint[]) AS number, unnest($37::text[]) AS deliveries) AS l
+        SELECT $24::text, unnest($38::bigint[]), $6::bigint, unnest($39::text[])
         WHERE (SELECT is_open FROM gate) RETURNING 1),
     ready AS (
         -- The feed comes last, so that its heads are locked for as short a time as can be.
@@ -86,7 +73,7 @@ pub(super) async fn accept(
     let query = query.bind(tenants).bind(versions);
     let query = bind_keys(query, new);
     let query = bind_events(query, new)?.bind(new.node.as_str());
-    let query = bind_deliveries(query, new.deliveries);
+    let query = bind_deliveries(query, new);
     let query = query.bind(column(leases, |lease| lease.number));
     let query = query.bind(column(leases, |lease| lease.deliveries.as_str()));
     match line.fetch(query).await {
@@ -128,8 +115,10 @@ fn bind_events<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Result<Query<'q
         .bind(column(events, |event| event.trace.to_string())))
 }
 
-fn bind_deliveries<'q>(query: Query<'q>, deliveries: &'q [Delivery]) -> Query<'q> {
+fn bind_deliveries<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
+    let deliveries = new.deliveries;
     let channel = |delivery: &Delivery| i16::try_from(channel_code(delivery.channel)).unwrap_or(0);
+    let is = |delivery: &Delivery, state: State| delivery.state == state;
     query
         .bind(column(deliveries, |delivery| delivery.tenant_id.as_str()))
         .bind(column(deliveries, |delivery| delivery.id.as_str()))
@@ -141,6 +130,12 @@ fn bind_deliveries<'q>(query: Query<'q>, deliveries: &'q [Delivery]) -> Query<'q
         .bind(column(deliveries, |delivery| delivery.state.code()))
         .bind(column(deliveries, |delivery| delivery.next_attempt_time.map(Timestamp::as_micros)))
         .bind(column(deliveries, |delivery| delivery.expire_time.map(Timestamp::as_micros)))
+        .bind(column(deliveries, |delivery| {
+            is(delivery, State::Delivering).then_some(new.node.as_str())
+        }))
+        .bind(column(deliveries, |delivery| {
+            is(delivery, State::Held).then_some(new.now.as_micros())
+        }))
         .bind(column(deliveries, |delivery| delivery.trace_id.as_str()))
 }
 

@@ -47,15 +47,10 @@ const RECORD: &str = concat!(
         INSERT INTO attempts (tenant_id, delivery_id, number, trigger_code, start_time, duration_us,
             http_status, request_headers, response_headers, response_body, failure, outcome, trace,
             timings, smtp_reply)
-        SELECT a.*
-        FROM (SELECT unnest($18::text[]) AS tenant_id, unnest($19::text[]) AS delivery_id,
-                unnest($20::int[]) AS number, unnest($21::smallint[]) AS trigger_code,
-                unnest($22::bigint[]) AS start_time, unnest($23::bigint[]) AS duration_us,
-                unnest($24::int[]) AS http_status, unnest($25::text[]) AS request_headers,
-                unnest($26::text[]) AS response_headers, unnest($27::bytea[]) AS response_body,
-                unnest($28::text[]) AS failure, unnest($29::smallint[]) AS outcome,
-                unnest($30::text[]) AS trace, unnest($31::text[]) AS timings,
-                unnest($32::text[]) AS smtp_reply) AS a
+        SELECT unnest($18::text[]), unnest($19::text[]), unnest($20::int[]), unnest($21::smallint[]),
+            unnest($22::bigint[]), unnest($23::bigint[]), unnest($24::int[]), unnest($25::text[]),
+            unnest($26::text[]), unnest($27::bytea[]), unnest($28::text[]), unnest($29::smallint[]),
+            unnest($30::text[]), unnest($31::text[]), unnest($32::text[])
         RETURNING 1),
     ready AS (
         -- All or nothing. Who finds some of them fenced writes them one by one with the others.

@@ -83,7 +83,20 @@ impl Database {
         let config = Config { database_url, max_connections: 10, master_key };
         let steps = Store::migrate(&config).await.expect("migrated");
         assert!(!steps.is_empty(), "an empty database needs every step");
-        Self { config, folder }
+        let database = Self { config, folder };
+        database.put_checks_back().await;
+        database
+    }
+
+    /// PostgreSQL's tables have no checks, for they take time. In tests they have.
+    async fn put_checks_back(&self) {
+        if !self.config.database_url.starts_with("postgres") {
+            return;
+        }
+        let add = |(table, name, check)| {
+            format!("ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({check})")
+        };
+        self.execute(&migrations::CHECKS.map(add).join(";")).await;
     }
 
     pub(crate) async fn open(&self) -> Store {
