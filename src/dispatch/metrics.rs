@@ -44,6 +44,7 @@ pub(super) struct Metrics {
     pub(super) fenced: Counter,
     pub(super) claimed: Counter,
     pub(super) in_flight: Gauge,
+    pub(super) waiting: Gauge,
     pub(super) queue_held: Gauge,
     pub(super) queue_bytes: Gauge,
     pub(super) scheduled: Gauge,
@@ -69,6 +70,7 @@ impl Metrics {
             fenced: Counter::default(),
             claimed: Counter::default(),
             in_flight: Gauge::default(),
+            waiting: Gauge::default(),
             queue_held: Gauge::default(),
             queue_bytes: Gauge::default(),
             scheduled: Gauge::default(),
@@ -146,6 +148,11 @@ impl Metrics {
             "tidings_attempts_in_flight",
             "Attempts under way on this node",
             self.in_flight.clone(),
+        );
+        registry.register(
+            "tidings_attempts_waiting",
+            "Attempts that may begin, and wait for a place or for their turn among those that may hang",
+            self.waiting.clone(),
         );
         registry.register(
             "tidings_queue_held",

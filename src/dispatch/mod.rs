@@ -232,7 +232,7 @@ impl Dispatch {
         endpoints::look_for_replicas(&shared).await?;
         let (recorder, results) = recorder::channel(shared.config.queue_size);
         let worker = Worker::new(Arc::clone(&shared), recorder.clone());
-        let queue = Queue::new(&shared.config, worker);
+        let queue = Queue::new(&shared.config, worker, shared.metrics.waiting.clone());
         let claiming = CancellationToken::new();
         let recording = CancellationToken::new();
         let claims = TaskTracker::new();

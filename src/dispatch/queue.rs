@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -125,10 +126,10 @@ impl Inner {
 pub struct Queue(Arc<Inner>);
 
 impl Queue {
-    pub(super) fn new(config: &Config, worker: Worker) -> Self {
+    pub(super) fn new(config: &Config, worker: Worker, waiting: Gauge) -> Self {
         Self(Arc::new(Inner {
             lanes: Mutex::new(Lanes::new(config.queue_size, config.queue_bytes)),
-            in_flight: Slots::new(config.max_in_flight, worker.clock().clone()),
+            in_flight: Slots::new(config.max_in_flight, worker.clock().clone(), waiting),
             worker,
             tracker: TaskTracker::new(),
             aborted: Abort::default(),

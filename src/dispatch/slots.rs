@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 
 use crate::domain::Clock;
@@ -14,6 +15,23 @@ use super::decide::places::{Given, Owner, Places};
 pub(super) struct Slots {
     places: Arc<Mutex<Places<oneshot::Sender<Slot>>>>,
     clock: Arc<dyn Clock>,
+    waiting: Gauge,
+}
+
+/// One more waits, until this is dropped.
+struct Waits<'a>(&'a Gauge);
+
+impl<'a> Waits<'a> {
+    fn begin(waiting: &'a Gauge) -> Self {
+        waiting.inc();
+        Self(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// A place; given back when dropped.
@@ -37,8 +55,9 @@ impl Drop for Slot {
 }
 
 impl Slots {
-    pub(super) fn new(size: usize, clock: Arc<dyn Clock>) -> Self {
-        Self { places: Arc::new(Mutex::new(Places::new(size))), clock }
+    /// So many places. `waiting` says how many wait for one.
+    pub(super) fn new(size: usize, clock: Arc<dyn Clock>, waiting: Gauge) -> Self {
+        Self { places: Arc::new(Mutex::new(Places::new(size))), clock, waiting }
     }
 
     fn lock(&self) -> MutexGuard<'_, Places<oneshot::Sender<Slot>>> {
@@ -78,6 +97,7 @@ impl Slots {
             places.wait(owner, is_prompt, reply);
             waits
         };
+        let _waits = Waits::begin(&self.waiting);
         loop {
             let now = self.clock.now();
             let alarm = self.lock().alarm(is_prompt, now);
@@ -132,7 +152,8 @@ mod tests {
     }
 
     fn slots(size: usize) -> Slots {
-        Slots::new(size, Arc::new(Flying(AtomicI64::new(1_770_283_800_000_000))))
+        let clock = Flying(AtomicI64::new(1_770_283_800_000_000));
+        Slots::new(size, Arc::new(clock), Gauge::default())
     }
 
     /// Time moves when it is told to.
@@ -195,6 +216,7 @@ mod tests {
         let mut second = Box::pin(slots.acquire(owner(ids[51]), true));
         assert!(first.as_mut().now_or_never().is_none());
         assert!(second.as_mut().now_or_never().is_none());
+        assert_eq!(slots.waiting.get(), 2);
         answering.pop();
         let second = second.as_mut().now_or_never();
         assert!(second.is_some(), "the other one came first, but this place is kept");
@@ -202,12 +224,15 @@ mod tests {
         assert!(first.as_mut().now_or_never().is_none(), "two are kept, and prompt ones have two");
         drop((answering, second));
         assert!(first.as_mut().now_or_never().is_some());
+        assert_eq!(slots.waiting.get(), 0);
+        drop(slots.acquire(owner(ids[50]), false).now_or_never());
+        assert_eq!(slots.waiting.get(), 0, "who stops waiting does not wait");
     }
 
     #[tokio::test]
     async fn attempts_that_may_hang_begin_one_after_another() {
         let ids = ids(1);
-        let slots = Slots::new(4_096, still());
+        let slots = Slots::new(4_096, still(), Gauge::default());
         let mut silent = take(&slots, ids[0], 1_000);
         assert_eq!(silent.len(), 128, "a thirty-second part");
         let answering = slots.acquire(owner(ids[0]), true).now_or_never();
@@ -220,7 +245,7 @@ mod tests {
             take(&slots, ids[0], 1_000).is_empty(),
             "no time has passed, and nobody has answered"
         );
-        let slots = Slots::new(4_096, still());
+        let slots = Slots::new(4_096, still(), Gauge::default());
         for _ in 0..1_000 {
             assert_eq!(take(&slots, ids[0], 1).len(), 1, "it was answered");
         }
@@ -230,7 +255,7 @@ mod tests {
     async fn whoever_waits_for_others_that_may_hang_begins_in_time() {
         let ids = ids(1);
         let time = Arc::new(AtomicI64::new(1_770_283_800_000_000));
-        let slots = Slots::new(4_096, Arc::new(Set(Arc::clone(&time))));
+        let slots = Slots::new(4_096, Arc::new(Set(Arc::clone(&time))), Gauge::default());
         let hanging = take(&slots, ids[0], 1_000);
         let mut next = Box::pin(slots.acquire(owner(ids[0]), false));
         assert!(next.as_mut().now_or_never().is_none());

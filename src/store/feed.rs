@@ -61,6 +61,8 @@ pub(super) struct Told {
 
 struct ToldRow {
     tenant_id: TenantId,
+    /// The tenant's place among [`Told::tenants`], from 1 on.
+    place: i32,
     /// How far before the tenant's last row of this transaction it stands.
     back: i64,
     changes: Vec<u8>,
@@ -80,8 +82,10 @@ impl Told {
             let rows = change::rows(&changes, MAX_ROW_BYTES)?;
             let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
             told.tenants.push((tenant_id, count));
+            let place = i32::try_from(told.tenants.len()).unwrap_or(i32::MAX);
             let rows = (0..count).rev().zip(rows);
-            told.rows.extend(rows.map(|(back, changes)| ToldRow { tenant_id, back, changes }));
+            let row = |(back, changes)| ToldRow { tenant_id, place, back, changes };
+            told.rows.extend(rows.map(row));
         }
         Ok(told)
     }
@@ -90,10 +94,10 @@ impl Told {
     pub(super) fn bind<'q, O>(&'q self, query: PgQuery<'q, O>, now: Timestamp) -> PgQuery<'q, O> {
         let (tenants, counts): (Vec<_>, Vec<_>) =
             self.tenants.iter().map(|(tenant_id, count)| (tenant_id.as_str(), *count)).unzip();
-        let of_rows: Vec<_> = self.rows.iter().map(|row| row.tenant_id.as_str()).collect();
+        let places: Vec<_> = self.rows.iter().map(|row| row.place).collect();
         let back: Vec<_> = self.rows.iter().map(|row| row.back).collect();
         let changes: Vec<_> = self.rows.iter().map(|row| row.changes.as_slice()).collect();
-        let query = query.bind(tenants).bind(counts).bind(of_rows).bind(back).bind(changes);
+        let query = query.bind(tenants).bind(counts).bind(places).bind(back).bind(changes);
         query.bind(now.as_micros())
     }
 }
@@ -117,11 +121,14 @@ macro_rules! feed_tail {
         ON CONFLICT (tenant_id) DO UPDATE SET position = head.position + excluded.position
         RETURNING tenant_id, position),
     told AS (
+        -- By its tenant's place in $1: a join would compare each row with each head.
         INSERT INTO feed (tenant_id, position, create_time, changes)
-        SELECT heads.tenant_id, heads.position - c.back, $6::bigint, c.changes
-        FROM (SELECT unnest($3::text[]) AS tenant_id, unnest($4::bigint[]) AS back,
+        SELECT ($1::text[])[c.place],
+            (SELECT array_agg(position ORDER BY tenant_id) FROM heads)[c.place] - c.back,
+            $6::bigint, c.changes
+        FROM (SELECT unnest($3::int[]) AS place, unnest($4::bigint[]) AS back,
                 unnest($5::bytea[]) AS changes) AS c
-        JOIN heads ON heads.tenant_id = c.tenant_id)
+        WHERE (SELECT is_ready FROM ready))
     SELECT is_ready FROM ready"
     };
 }

@@ -88,6 +88,7 @@ on_both! {
         }
         // A quarter of the places is kept.
         hanging.wait_for(12).await;
+        assert!(app.metric("tidings_attempts_waiting").await > 0);
 
         for _ in 0..40 {
             app.operator.emit(&own.id, "good", "{}").await;

@@ -73,6 +73,7 @@ on_both! {
             "tidings_queue_held",
             "tidings_queue_scheduled",
             "tidings_attempts_in_flight",
+            "tidings_attempts_waiting",
             "tidings_watchers",
         ];
         for series in counted {
