@@ -4,9 +4,10 @@
 //! A world has one to five nodes, tenants (one of them loud), receivers, and a database with the
 //! semantics of ours. What a node decides is decided by the product's own code: `tidings::domain` and
 //! `tidings::dispatch::decide`. What `src/dispatch` does with tasks, locks and SQL is done here by
-//! events, one at a time, in an order that the seed decides. Nodes die, stand still and go on,
-//! transactions fail before or after their commit, clocks are off and jump, receivers fail, hang and
-//! ask for pauses, and clients pause, resume, cancel, retry and change settings meanwhile.
+//! events, one at a time, in an order that the seed decides. Nodes die, by themselves or of what they
+//! attempt, stand still and go on, transactions fail before or after their commit, clocks are off and
+//! jump, receivers fail, hang and ask for pauses, and clients pause, resume, cancel, retry and change
+//! settings meanwhile.
 //!
 //! `simulation/checks.rs` and `Database::change` say what must hold. Beside that, each fault must have
 //! fired in at least one of the worlds.

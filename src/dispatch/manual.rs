@@ -15,9 +15,9 @@ use crate::domain::{Clock, Timestamp};
 use crate::store::{Catalog, Ended, Error, LateResult, ManualClaim, Observed, SubscriptionRef};
 
 use super::Shared;
-use super::decide::delivery::after_manual;
+use super::decide::delivery::{after_manual, quarantined};
 use super::mail::Standing;
-use super::quarantine::{self, Made};
+use super::quarantine::Made;
 
 /// The event type of a test.
 const PING: &str = "tidings.ping";
@@ -137,7 +137,7 @@ impl ManualAttempts {
         shared.suppress_bounced(&task, &attempt).await;
         match due {
             Some(_) if is_fatal => {
-                let after = quarantine::quarantined(*delivery, &attempt, shared.clock.now());
+                let after = quarantined(*delivery, &attempt, shared.clock.now());
                 self.record(Ended { after, attempt: Some(attempt) }).await
             }
             Some(due) => self.put_back(*delivery, Some(attempt), due).await,

@@ -11,13 +11,12 @@ use std::time::Duration;
 use crate::channel::Turn;
 use crate::channel::apart::Apart;
 use crate::domain::attempt::{Attempt, ErrorKind, Failure, Outcome, Report, Task};
-use crate::domain::delivery::{Delivery, FailureReason, LastAttempt, State};
+use crate::domain::delivery::Delivery;
 use crate::domain::{Clock, Timestamp};
 
 use super::Shared;
+use super::decide::delivery::is_suspect;
 
-/// Interrupted leases in a row that are forgiven: the attempt that follows, the third, is made apart.
-const FORGIVEN: u32 = 2;
 /// Where no processes can be started, so many interrupted leases in a row are blamed on the delivery.
 const BLAMED: u32 = 10;
 /// How long to wait when no process can be started just now.
@@ -33,12 +32,6 @@ pub(super) enum Made {
     Nothing,
     /// Nothing: its turn is too far away, and comes about then.
     Waits(Duration),
-}
-
-/// Whether it has to be attempted in a process of its own.
-pub(super) fn is_suspect(delivery: &Delivery) -> bool {
-    delivery.interrupted_count >= FORGIVEN
-        || delivery.failure_reason == Some(FailureReason::Quarantined)
 }
 
 /// Whether no time will mend that a process cannot be started.
@@ -130,16 +123,4 @@ impl Shared {
         };
         self.attempted(task, Some(report), start_time)
     }
-}
-
-/// The delivery after an attempt that brought down its process.
-pub(super) fn quarantined(mut delivery: Delivery, attempt: &Attempt, now: Timestamp) -> Delivery {
-    delivery.attempt_count = attempt.number;
-    delivery.last_attempt = Some(LastAttempt::of(attempt));
-    delivery.revision += 1;
-    delivery.update_time = now;
-    delivery.interrupted_count = 0;
-    delivery.next_attempt_time = None;
-    (delivery.state, delivery.failure_reason) = (State::Failed, Some(FailureReason::Quarantined));
-    delivery
 }

@@ -28,7 +28,7 @@ use crate::store::{Catalog, DatabaseClock, Ended};
 use super::Shared;
 use super::decide::delivery::{
     MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, postponed,
-    verdict,
+    quarantined, verdict,
 };
 use super::decide::trust::{Allowance, Sign};
 use super::digest;
@@ -242,8 +242,7 @@ impl Worker {
                 Ended { after, attempt: Some(attempt) }
             }
             Made::Fatal(attempt) => {
-                let mut after = quarantine::quarantined(delivery, &attempt, now);
-                after.automatic_count += 1;
+                let after = quarantined(delivery, &attempt, now);
                 Ended { after, attempt: Some(attempt) }
             }
             Made::Nothing => {

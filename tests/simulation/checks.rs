@@ -7,6 +7,7 @@ use tidings::domain::Timestamp;
 use tidings::domain::attempt::Trigger;
 use tidings::domain::channel::Channel;
 use tidings::domain::delivery::State;
+use tidings::domain::id::DeliveryId;
 use tidings::domain::subscription;
 
 use super::database::{Row, reference};
@@ -23,6 +24,8 @@ const SETTINGS_AGE: Duration = Duration::from_millis(1_100);
 /// How long a quiet tenant's delivery may wait for its first attempt beside a tenant whose receivers
 /// all hang.
 const FAIRNESS_BOUND: Duration = Duration::from_secs(3);
+/// How many processes one delivery may bring down.
+const MOST_FATAL: u32 = 2;
 
 impl World {
     /// How far clocks may have been apart lately.
@@ -180,6 +183,15 @@ impl World {
         let is_over = !job.permit.place.is_probe() && count + 1 > limit;
         self.note(Fired::CheckedInFlight);
         is_over.then(|| format!("with {count} others under way, of {limit} that may be"))
+    }
+
+    /// To be noted when a node is to die of a delivery: that happens twice, and never again.
+    pub(crate) fn check_fatal(&mut self, id: DeliveryId) {
+        let fatal = self.requests.fatal.entry(id).or_default();
+        *fatal += 1;
+        if *fatal > MOST_FATAL {
+            self.breaks(format!("{id} brings down a process for the third time"));
+        }
     }
 
     /// No more in memory than the configuration says.

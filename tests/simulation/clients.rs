@@ -25,6 +25,9 @@ use super::scenario::{Weather, retry_policy};
 use super::transactions::{Birth, Request};
 use super::world::{Event, World, say};
 
+/// Of so many deliveries, one brings down each process that attempts it.
+const LETHAL: u32 = 200;
+
 /// Plans the first of everything that comes from outside.
 pub(crate) fn begin(world: &mut World) {
     for tenant in 0..world.scenario.tenants.len() {
@@ -163,7 +166,8 @@ impl World {
             (delivery.state, delivery.next_attempt_time) = (State::Delivering, None);
         }
         let (event, subscription) = (Arc::clone(event), Some(Arc::clone(subscription)));
-        Birth { delivery, event, subscription, permit, is_heavy }
+        let is_lethal = self.is_stormy() && self.random.random_range(0..LETHAL) == 0;
+        Birth { delivery, is_lethal, event, subscription, permit, is_heavy }
     }
 
     /// A receiver begins to misbehave. In calm weather those of quiet tenants do not.
@@ -320,6 +324,11 @@ impl World {
 
     fn crash(&mut self) {
         let Some(node) = self.any_serving() else { return };
+        self.die(node);
+    }
+
+    /// A node loses all that it has in memory, and starts anew some time later.
+    pub(crate) fn die(&mut self, node: usize) {
         if !self.nodes[node].lanes.borrow().is_empty() {
             self.note(Fired::Crash);
         }

@@ -36,6 +36,8 @@ pub(crate) struct Row {
     pub(crate) lease: Option<NodeId>,
     due_time: Option<Timestamp>,
     pub(crate) ledger: Vec<Entry>,
+    /// Whether each of its attempts brings down the process that makes it.
+    pub(crate) is_lethal: bool,
     /// No automatic attempt may be made before this instant of the database.
     pub(crate) not_before: Timestamp,
     /// Not before this, by what the receiver wished after the last automatic attempt.
@@ -145,7 +147,12 @@ impl Database {
     }
 
     /// Stores a delivery with its event. One that is DELIVERING is leased to `node`.
-    pub(crate) fn insert(&mut self, delivery: Delivery, event: Arc<Event>, node: NodeId) {
+    pub(crate) fn insert(
+        &mut self,
+        (delivery, is_lethal): (Delivery, bool),
+        event: Arc<Event>,
+        node: NodeId,
+    ) {
         let at = self.rows.len();
         self.by_id.insert(delivery.id, at);
         self.open.insert(at);
@@ -162,6 +169,7 @@ impl Database {
             lease: leased.then_some(node),
             due_time: None,
             ledger: Vec::new(),
+            is_lethal,
             wish: None,
             leases_lost: 0,
             lost_revision: 0,
@@ -298,6 +306,9 @@ impl Database {
             }
             applied.insert(after.id);
             self.check_due(at, after, attempt.is_some());
+            if attempt.is_some() && after.interrupted_count > 0 {
+                self.breaks(format!("{} has a result, and counts as interrupted", after.id));
+            }
             self.change(at, |row| {
                 let automatic =
                     attempt.as_ref().filter(|attempt| attempt.trigger == Trigger::Automatic);
@@ -395,7 +406,8 @@ impl Database {
         LateResult::Added(Box::new(self.rows[at].delivery.clone()))
     }
 
-    fn release(&mut self, at: usize, now: Timestamp) {
+    /// Makes a leased delivery due again, whose lease was interrupted or only not known.
+    fn release(&mut self, at: usize, is_interrupted: bool, now: Timestamp) {
         let true_time = self.true_time;
         self.change(at, |row| {
             let due = row.due_time.map_or(now, |due| due.max(now));
@@ -403,6 +415,7 @@ impl Database {
             row.delivery.revision += 1;
             row.delivery.update_time = now;
             (row.lease, row.due_time) = (None, None);
+            row.delivery.interrupted_count += u32::from(is_interrupted);
             (row.leases_lost, row.lost_at) = (row.leases_lost + 1, true_time);
             row.lost_revision = row.delivery.revision;
         });
@@ -422,7 +435,7 @@ impl Database {
         };
         let unknown: Vec<_> = self.open.iter().copied().filter(is_unknown).collect();
         for at in &unknown {
-            self.release(*at, now);
+            self.release(*at, false, now);
         }
         unknown.len()
     }
@@ -435,7 +448,7 @@ impl Database {
             |at: &usize| self.rows[*at].lease.is_some_and(|node| !self.nodes.contains_key(&node));
         let silent: Vec<_> = self.open.iter().copied().filter(is_silent).collect();
         for at in &silent {
-            self.release(*at, now);
+            self.release(*at, true, now);
         }
         silent.len()
     }
@@ -698,6 +711,14 @@ fn problem_of(
         (
             after.state != State::Succeeded || row.ledger.iter().any(|entry| entry.delivered),
             "it succeeded without a success",
+        ),
+        (
+            row.is_lethal || after.failure_reason != Some(FailureReason::Quarantined),
+            "it is quarantined for what another did",
+        ),
+        (
+            !row.is_lethal || row.ledger.is_empty() || after.state.is_terminal(),
+            "it goes on although it brought down its process",
         ),
     ];
     let broken = rules.iter().find(|(holds, _)| !holds);

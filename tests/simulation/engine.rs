@@ -8,8 +8,8 @@ use rand::RngExt;
 
 use tidings::dispatch::decide::claims::{Plan, Round, rest};
 use tidings::dispatch::decide::delivery::{
-    MAX_SETTINGS_AGE, after_attempt, after_manual, ended_without_attempt, given_back, may_attempt,
-    said_of_endpoint, verdict,
+    MAX_SETTINGS_AGE, after_attempt, after_manual, ended_without_attempt, given_back, is_suspect,
+    may_attempt, quarantined, said_of_endpoint, verdict,
 };
 use tidings::dispatch::decide::lanes;
 use tidings::dispatch::decide::lease::Tenure;
@@ -17,7 +17,7 @@ use tidings::dispatch::decide::places::Given;
 use tidings::dispatch::decide::trust::Sign;
 use tidings::dispatch::decide::wants::Want;
 use tidings::domain::Timestamp;
-use tidings::domain::attempt::{Outcome, Report, Trigger};
+use tidings::domain::attempt::{ErrorKind, Failure, Outcome, Report, Trigger};
 use tidings::domain::channel::Channel;
 use tidings::domain::delivery::{Delivery, State};
 use tidings::domain::health::Observation;
@@ -104,6 +104,10 @@ impl World {
                 }
             }
             What::ManualEnds(manual) => self.manual_ends(node, manual),
+            What::Dies => {
+                self.note(Fired::DiedOfAttempt);
+                self.die(node);
+            }
             What::RecordAgain => self.write(node),
             What::Answer(answer) => self.answered(node, answer.request, answer.reply),
         }
@@ -112,7 +116,7 @@ impl World {
     fn answered(&mut self, node: usize, request: Request, reply: Option<Reply>) {
         match (request, reply) {
             (Request::Accept { births, now, name }, Some(_)) => {
-                for Birth { delivery, event, subscription, permit, is_heavy } in births {
+                for Birth { delivery, event, subscription, permit, is_heavy, .. } in births {
                     self.database.acknowledge(delivery.id);
                     let Some(permit) = permit else {
                         if delivery.next_attempt_time.is_some_and(|due| due <= now) {
@@ -516,6 +520,7 @@ impl World {
         let of = reference(&job.delivery);
         let is_probe = job.permit.place.is_probe();
         let report = self.request(node, &job.delivery, &subscription, (is_probe, true));
+        let kills = self.kills(&job.delivery);
         let number = job.delivery.attempt_count + 1;
         say!(
             self,
@@ -526,11 +531,29 @@ impl World {
             report.duration,
             if is_probe { ", the probe" } else { "" }
         );
-        self.later(node, report.duration, What::AttemptEnds(worker));
+        let end = if kills { What::Dies } else { What::AttemptEnds(worker) };
+        self.later(node, report.duration, end);
         let report = Box::new(report);
         let attempting = Worker::Attempts { job, subscription, report, number, given };
         self.nodes[node].workers.insert(worker, attempting);
         self.check_places(node);
+    }
+
+    /// Whether an attempt of the delivery brings down its node. What may do so is made apart.
+    fn kills(&mut self, delivery: &Delivery) -> bool {
+        let is_lethal = self.is_lethal(delivery);
+        let is_apart = is_suspect(delivery);
+        if is_apart && !is_lethal {
+            self.note(Fired::AttemptedApart);
+        }
+        if is_lethal && !is_apart && !delivery.state.is_terminal() {
+            self.check_fatal(delivery.id);
+        }
+        is_lethal && !is_apart
+    }
+
+    fn is_lethal(&self, delivery: &Delivery) -> bool {
+        self.database.row(delivery.id).is_some_and(|row| row.is_lethal)
     }
 
     /// Sends a request to the receiver, which decides what comes of it.
@@ -543,6 +566,13 @@ impl World {
     ) -> Report {
         let Channel::Webhook(webhook) = &subscription.spec.channel else { unreachable!() };
         let times = (self.now, self.clock(node));
+        if self.is_lethal(delivery) {
+            // It comes to no request.
+            let duration = self.millis(1..=50);
+            let failure = Failure { kind: ErrorKind::Internal, message: String::new() };
+            let report = Report::new(Outcome::Permanent, times.1);
+            return Report { duration, failure: Some(failure), ..report };
+        }
         let Self { receivers, random, .. } = self;
         let receiver = receivers.get_mut(&reference(delivery)).expect("a receiver");
         let (report, fired) = receiver.take(times, webhook.timeout, random);
@@ -574,12 +604,20 @@ impl World {
             own.success_time.insert(id, self.now);
         }
         let now = self.clock(node);
+        let is_fatal = self.is_lethal(&job.delivery);
         let sign = Sign::of(&attempt.report);
-        self.nodes[node].known.trust(&subscription, sign, now);
+        if !is_fatal {
+            self.nodes[node].known.trust(&subscription, sign, now);
+        }
         let random = self.nodes[node].random.random();
         let policy =
             || subscription.spec.retry_policy.clone().unwrap_or_else(RetryPolicy::built_in);
-        let after = after_attempt(job.delivery, &attempt, policy, now, random);
+        let after = if is_fatal {
+            self.note(Fired::Quarantined);
+            quarantined(job.delivery, &attempt, now)
+        } else {
+            after_attempt(job.delivery, &attempt, policy, now, random)
+        };
         self.finish(node, Ended { after, attempt: Some(attempt) }, job.permit);
         self.done(node, (id, Some(&subscription)), Some(given), sign == Sign::Silent);
     }
@@ -716,7 +754,8 @@ impl World {
         self.note(if due.is_some() { Fired::ManualRetry } else { Fired::ManualAfterEnd });
         let report = self.request(node, &delivery, &subscription, (false, false));
         say!(self, "node {node}: {} is attempted on request: {:?}", delivery.id, report.outcome);
-        self.later(node, report.duration, What::ManualEnds(manual));
+        let end = if self.kills(&delivery) { What::Dies } else { What::ManualEnds(manual) };
+        self.later(node, report.duration, end);
         let number = delivery.attempt_count + 1;
         let attempt = self.nodes[node].attempt(&delivery, number, Trigger::Manual, report);
         let manual_attempt = Manual { delivery, due, of, attempt: Some(attempt) };
@@ -740,7 +779,11 @@ impl World {
         }
         let request = match due {
             Some(due) => {
-                let after = after_manual(delivery, Some(&attempt), due, now);
+                let after = if self.is_lethal(&delivery) {
+                    quarantined(delivery, &attempt, now)
+                } else {
+                    after_manual(delivery, Some(&attempt), due, now)
+                };
                 let ended = Box::new(Ended { after, attempt: Some(attempt) });
                 Request::ManualRecord { ended, now }
             }

@@ -6,6 +6,12 @@
 pub(crate) enum Fired {
     /// A node died with deliveries in its hands.
     Crash,
+    /// A node died of an attempt.
+    DiedOfAttempt,
+    /// A delivery whose attempts had been interrupted was attempted apart, and harmless.
+    AttemptedApart,
+    /// An attempt that was made apart brought down its process, and the delivery was quarantined.
+    Quarantined,
     /// A node stood still, shorter than its lease.
     ShortStall,
     /// A node stood still until its lease had run out, and went on.
@@ -95,8 +101,11 @@ pub(crate) enum Fired {
 }
 
 impl Fired {
-    pub(crate) const ALL: [Self; 44] = [
+    pub(crate) const ALL: [Self; 47] = [
         Self::Crash,
+        Self::DiedOfAttempt,
+        Self::AttemptedApart,
+        Self::Quarantined,
         Self::ShortStall,
         Self::LongStall,
         Self::FailedCommit,

@@ -24,6 +24,8 @@ use super::world::{Event, Fate, What, World, say};
 /// A delivery that is to be stored, and its place in the queue when it is born leased.
 pub(crate) struct Birth {
     pub(crate) delivery: Delivery,
+    /// See `Row::is_lethal`.
+    pub(crate) is_lethal: bool,
     pub(crate) event: Arc<DomainEvent>,
     pub(crate) subscription: Option<Arc<Subscription>>,
     pub(crate) permit: Option<Permit>,
@@ -116,8 +118,9 @@ impl World {
         let ttl = self.scenario.config.lease_ttl;
         match request {
             Request::Accept { births, name, .. } => {
-                for Birth { delivery, event, .. } in births {
-                    self.database.insert(delivery.clone(), Arc::clone(event), *name);
+                for Birth { delivery, is_lethal, event, .. } in births {
+                    let row = (delivery.clone(), *is_lethal);
+                    self.database.insert(row, Arc::clone(event), *name);
                 }
                 Reply::Done
             }

@@ -59,6 +59,8 @@ pub(crate) enum What {
     TurnWakes(u64),
     AttemptEnds(u64),
     ManualEnds(u64),
+    /// What it attempts brings it down.
+    Dies,
     RecordAgain,
     /// The database has answered.
     Answer(Box<Answer>),
@@ -109,6 +111,8 @@ pub(crate) struct Requests {
     pub(crate) taken: HashMap<DeliveryId, u32>,
     /// Automatic ones that died with their node before they were recorded.
     pub(crate) died: HashMap<DeliveryId, u32>,
+    /// How many nodes died of a delivery that had not ended.
+    pub(crate) fatal: HashMap<DeliveryId, u32>,
     /// The last probe: in which episode of the breaker, and when (the database's time).
     pub(crate) probes: HashMap<SubscriptionRef, (u64, Timestamp)>,
     /// The last one of each node to each subscription (true time).

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::domain::Timestamp;
-use crate::domain::attempt::{Attempt, Outcome};
+use crate::domain::attempt::{Attempt, Outcome, Trigger};
 use crate::domain::delivery::{
     Delivery, FailureReason, LastAttempt, Next, Standing, State, transition,
 };
@@ -17,6 +17,9 @@ use crate::domain::subscription::{self, Subscription};
 use crate::store::{Ended, SubscriptionRef};
 
 use super::lanes::Place;
+
+/// Interrupted leases in a row that are forgiven: the attempt that follows, the third, is made apart.
+const FORGIVEN: u32 = 2;
 
 /// Settings older than this are read anew before an attempt: another replica may have changed them.
 /// Changes of this process are seen at once.
@@ -44,6 +47,13 @@ pub fn may_attempt(place: &Place, gate: Gate, awaits_probe: bool) -> bool {
         return awaits_probe;
     }
     matches!(gate, Gate::Open { in_flight } if in_flight > 0)
+}
+
+/// Whether it has to be attempted in a process of its own: its leases have ended with their processes,
+/// and nobody knows whether it was to blame.
+pub fn is_suspect(delivery: &Delivery) -> bool {
+    delivery.interrupted_count >= FORGIVEN
+        || delivery.failure_reason == Some(FailureReason::Quarantined)
 }
 
 /// The delivery as it waits on, without an attempt. It is due since when it was due before, so that
@@ -106,6 +116,19 @@ pub fn after_attempt(
         Next::Retry(due) => (State::Scheduled, None, Some(due)),
         Next::Expired => (State::Expired, None, None),
     };
+    delivery
+}
+
+/// The delivery as it stands after an attempt that brought down a process in which it was alone.
+pub fn quarantined(mut delivery: Delivery, attempt: &Attempt, now: Timestamp) -> Delivery {
+    delivery.attempt_count = attempt.number;
+    delivery.automatic_count += u32::from(attempt.trigger == Trigger::Automatic);
+    delivery.interrupted_count = 0;
+    delivery.last_attempt = Some(LastAttempt::of(attempt));
+    delivery.revision += 1;
+    delivery.update_time = now;
+    delivery.next_attempt_time = None;
+    (delivery.state, delivery.failure_reason) = (State::Failed, Some(FailureReason::Quarantined));
     delivery
 }
 

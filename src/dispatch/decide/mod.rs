@@ -4,7 +4,7 @@
 //! | part | decides |
 //! |---|---|
 //! | [`claims`] | what to lease next, and when to look again |
-//! | [`delivery`] | whether a delivery is attempted now, and what follows |
+//! | [`delivery`] | whether a delivery is attempted now, whether apart, and what follows |
 //! | [`endpoints`] | what may be sent where, by what this node knows |
 //! | [`lanes`] | who has a place in memory, and which deliveries start |
 //! | [`lease`] | under which name, and how long, this node surely leases |
