@@ -26,7 +26,7 @@ use super::wake::Wakes;
 use super::{Error, Store, pooler};
 
 /// How long a query waits for a free connection before the database counts as unavailable.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long SQLite waits for another process (`tidings keys create`, for example) to finish writing.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Has PostgreSQL end a transaction whose client says nothing for 5 s: a replica that was stopped, or

@@ -3,21 +3,28 @@
 //! value objects and without its thread in between (`docs/adr/0014-sqlite-line.md`).
 //!
 //! Guarantees: the line and the pool's writer never meet at the file's lock, because whoever works here
-//! holds the pool's one connection meanwhile. Work that has begun ends, committed or taken back, before
+//! holds the pool's one connection meanwhile, and hands it on to whoever waits here, a few times in a
+//! row. Work that has begun ends, committed or taken back, before
 //! anybody else writes, even when nobody waits for it any more. A connection on which anything went
 //! wrong is not used again.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
-use sea_orm::sqlx::SqlitePool;
+use sea_orm::sqlx::pool::PoolConnection;
+use sea_orm::sqlx::{self, Sqlite, SqlitePool};
 use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::oneshot;
 
 use super::super::Error;
-use super::super::connect::{BUSY_TIMEOUT, PRAGMAS};
+use super::super::connect::{ACQUIRE_TIMEOUT, BUSY_TIMEOUT, PRAGMAS};
 use super::super::error::refused;
 
+/// Transactions in a row before the pool's writers have their turn. To give its connection back and to get it
+/// again takes the pool a task and its driver's thread: about as long as a transaction.
+const MOST_IN_A_ROW: u32 = 16;
 /// Statements that stay prepared: more than the hot path has.
 const STATEMENTS: usize = 32;
 /// As the pools' connections have it. FULL syncs the log at each commit: acknowledged means on disk.
@@ -38,14 +45,57 @@ pub(in super::super) struct Line(Arc<Inner>);
 struct Inner {
     /// Has one connection; who holds it may write.
     writer: SqlitePool,
+    turns: Mutex<Turns>,
     path: PathBuf,
     connection: Mutex<Option<Connection>>,
+}
+
+/// Who works on the line, and who waits for that.
+#[derive(Debug, Default)]
+struct Turns {
+    is_taken: bool,
+    waiting: VecDeque<oneshot::Sender<Turn>>,
+}
+
+/// The right to work. Whoever waits gets it when it is dropped, with the pool's connection.
+#[derive(Debug)]
+struct Turn {
+    /// `None` of one that nobody took.
+    line: Option<Arc<Inner>>,
+    /// The pool's connection, unless it is still to be asked for.
+    writer: Option<PoolConnection<Sqlite>>,
+    /// How often it was handed on.
+    in_a_row: u32,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(line) = self.line.take() else { return };
+        let mut writer = self.writer.take();
+        let in_a_row = self.in_a_row + 1;
+        if in_a_row >= MOST_IN_A_ROW {
+            writer = None;
+        }
+        let mut turns = line.turns();
+        while let Some(next) = turns.waiting.pop_front() {
+            let turn = Self { line: Some(Arc::clone(&line)), writer: writer.take(), in_a_row };
+            match next.send(turn) {
+                Ok(()) => return,
+                Err(mut turn) => {
+                    turn.line = None;
+                    writer = turn.writer.take();
+                }
+            }
+        }
+        turns.is_taken = false;
+    }
 }
 
 impl Line {
     /// A line that is connected when it is first used.
     pub(in super::super) fn new(writer: SqlitePool, path: PathBuf) -> Self {
-        Self(Arc::new(Inner { writer, path, connection: Mutex::default() }))
+        let (turns, connection) = (Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { writer, turns, path, connection }))
     }
 
     /// Runs `work` in a transaction, when those before it have ended.
@@ -55,12 +105,38 @@ impl Line {
         &self,
         work: impl FnOnce(&Connection) -> Result<End<T>, Error>,
     ) -> Result<T, Error> {
-        let turn = self.0.writer.acquire().await.map_err(refused)?;
+        let turn = self.turn().await.map_err(refused)?;
         off_the_workers(move || {
             let result = self.0.run(work);
             drop(turn);
             result
         })
+    }
+
+    /// Waits for those before, and for the pool's connection if none of them hands it on.
+    async fn turn(&self) -> Result<Turn, sqlx::Error> {
+        let waits = {
+            let mut turns = self.0.turns();
+            if turns.is_taken {
+                let (sender, waits) = oneshot::channel();
+                turns.waiting.push_back(sender);
+                Some(waits)
+            } else {
+                turns.is_taken = true;
+                None
+            }
+        };
+        let mut turn = match waits {
+            None => Turn { line: Some(Arc::clone(&self.0)), writer: None, in_a_row: 0 },
+            Some(waits) => match tokio::time::timeout(ACQUIRE_TIMEOUT, waits).await {
+                Ok(turn) => turn.map_err(|_| sqlx::Error::PoolClosed)?,
+                Err(_) => return Err(sqlx::Error::PoolTimedOut),
+            },
+        };
+        if turn.writer.is_none() {
+            (turn.writer, turn.in_a_row) = (Some(self.0.writer.acquire().await?), 0);
+        }
+        Ok(turn)
     }
 
     /// Closes the connection. The pool must be closed, so that nobody opens it again.
@@ -102,8 +178,12 @@ impl Inner {
         Ok(connection)
     }
 
+    fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Free for whoever holds the pool's connection. What a panic left behind is an empty place.
-    fn place(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
+    fn place(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,12 +2,14 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use futures::FutureExt;
 use sea_orm::sqlx::Executor;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use tokio::task::JoinHandle;
 
 use super::*;
 
@@ -98,7 +100,7 @@ async fn a_commit_is_synced_and_the_log_is_the_pools() {
 }
 
 /// Begins work that waits for a word; says when it has begun.
-fn slow(world: &World) -> (tokio::task::JoinHandle<Result<(), Error>>, mpsc::Sender<()>) {
+fn slow(world: &World) -> (JoinHandle<Result<(), Error>>, mpsc::Sender<()>) {
     let (go, signal) = mpsc::channel();
     let (begun, has_begun) = mpsc::channel();
     let line = world.line.clone();
@@ -149,6 +151,83 @@ async fn who_stops_waiting_for_its_turn_has_done_nothing() {
     drop(turn);
     world.note("next").await.expect("committed");
     assert_eq!(world.notes(), ["next"]);
+}
+
+/// A task that works on the line until it is told to end, and how often it has.
+fn busy(world: &World, is_over: &Arc<AtomicBool>, works: &Arc<AtomicU32>) -> JoinHandle<()> {
+    let (line, is_over, works) = (world.line.clone(), Arc::clone(is_over), Arc::clone(works));
+    tokio::spawn(async move {
+        while !is_over.load(Ordering::Relaxed) {
+            let work = line.run(|transaction| write(transaction, "line").map(End::Commit));
+            work.await.expect("committed");
+            works.fetch_add(1, Ordering::Relaxed);
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pool_has_its_turn_although_the_line_is_never_free() {
+    let world = World::new().await;
+    let (is_over, works) = (Arc::default(), Arc::default());
+    let tasks: Vec<_> = (0..4).map(|_| busy(&world, &is_over, &works)).collect();
+    while works.load(Ordering::Relaxed) < 100 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..5 {
+        let before = works.load(Ordering::Relaxed);
+        world.writer.execute("INSERT INTO notes VALUES ('pool')").await.expect("written");
+        let meanwhile = works.load(Ordering::Relaxed) - before;
+        // Those in a row, and those that had ended by the time at which this task went on.
+        assert!(meanwhile < 10 * MOST_IN_A_ROW, "{meanwhile} before the pool's");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for task in tasks {
+        task.await.expect("ended");
+    }
+    let notes = world.notes();
+    let count = |text: &str| notes.iter().filter(|note| *note == text).count();
+    assert_eq!(count("pool"), 5);
+    assert_eq!(count("line"), works.load(Ordering::Relaxed) as usize);
+    world.writer.acquire().await.expect("given back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_connection_goes_on_to_the_next_who_still_waits() {
+    let world = World::new().await;
+    let (first, go) = slow(&world);
+    let task = |text: &'static str| {
+        let line = world.line.clone();
+        tokio::spawn(async move {
+            line.run(|transaction| write(transaction, text).map(End::Commit)).await
+        })
+    };
+    let mut tasks = Vec::new();
+    for text in ["gone", "second", "gone", "third"] {
+        tasks.push((text, task(text)));
+        while world.line.0.turns().waiting.len() < tasks.len() {
+            tokio::task::yield_now().await;
+        }
+    }
+    // It asked the pool before them, and has its turn after them: nothing was given back in between.
+    let writer = world.writer.clone();
+    let pool =
+        tokio::spawn(async move { writer.execute("INSERT INTO notes VALUES ('pool')").await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for (_, task) in tasks.iter().filter(|(text, _)| *text == "gone") {
+        task.abort();
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    go.send(()).expect("heard");
+    first.await.expect("ended").expect("committed");
+    for (text, task) in tasks {
+        match task.await {
+            Ok(written) => written.expect("committed"),
+            Err(error) => assert!(error.is_cancelled() && text == "gone"),
+        }
+    }
+    pool.await.expect("ended").expect("written");
+    assert_eq!(world.notes(), ["slow", "second", "third", "pool"]);
+    assert!(!world.line.0.turns().is_taken);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
