@@ -1,5 +1,5 @@
 //! PostgreSQL reads the text of every check anew with each statement that writes: on `deliveries` that
-//! took half as long as the write itself. What the checks say is decided by the service in one place, and
+//! took nearly half as long as the write of one row. What the checks say is decided by the service in one place, and
 //! SQLite, which compiles them once, still holds it to them; on PostgreSQL the tests put them back. See
 //! `docs/adr/0017-checks.md`.
 

@@ -115,7 +115,7 @@ macro_rules! feed_tail {
     heads AS (
         -- The heads are there: this raises them, in the order of the array, which is that of the tenants, so
         -- that two transactions never wait in a circle. An UPDATE does the same, but when it has waited for
-        -- another transaction it starts the whole statement anew, to look at one row again.
+        -- another transaction it prepares the whole plan a second time, to look at one row again.
         INSERT INTO feed_heads AS head (tenant_id, position, floor)
         SELECT unnest($1::text[]), unnest($2::bigint[]), 0 WHERE (SELECT is_ready FROM ready)
         ON CONFLICT (tenant_id) DO UPDATE SET position = head.position + excluded.position

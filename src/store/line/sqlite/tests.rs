@@ -99,6 +99,20 @@ async fn a_commit_is_synced_and_the_log_is_the_pools() {
     }
 }
 
+#[tokio::test]
+async fn sqlite_is_compiled_as_cargos_configuration_says() {
+    let world = World::new().await;
+    let options = world.line.run(|transaction| {
+        let mut statement = transaction.prepare("PRAGMA compile_options")?;
+        let options = statement.query_map([], |row| row.get::<_, String>(0))?;
+        Ok(End::Commit(options.collect::<Result<Vec<_>, _>>()?))
+    });
+    let options = options.await.expect("read");
+    // Whether it calls fdatasync is not listed. It stands beside these.
+    assert!(options.iter().any(|option| option == "DEFAULT_MEMSTATUS=0"), "{options:?}");
+    assert!(options.iter().all(|option| option != "ENABLE_MEMORY_MANAGEMENT"), "{options:?}");
+}
+
 /// Begins work that waits for a word; says when it has begun.
 fn slow(world: &World) -> (JoinHandle<Result<(), Error>>, mpsc::Sender<()>) {
     let (go, signal) = mpsc::channel();
