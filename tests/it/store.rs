@@ -313,6 +313,39 @@ on_both! {
 }
 
 on_both! {
+    /// A tenant is deleted with more deliveries than are removed at once, all of them under way. Results
+    /// that come in between are recorded, and nothing is left of it in the end, its feed's head included.
+    async fn a_deleted_tenant_leaves_nothing_behind(database: Database) {
+        const DELIVERIES: usize = 2_200;
+        let (store, maker) = (database.open().await, Maker::new(8));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let leased = maker.deliveries(&store, &subscription, DELIVERIES, maker.node(now), true, now).await;
+        store.delete_tenant(tenant.id, None, now).await.expect("deleted");
+
+        let hour = Duration::from_hours(1);
+        let retention = Retention { events: hour, feed: hour, idempotency_keys: hour };
+        let purging = {
+            let store = store.clone();
+            tokio::spawn(async move { store.purge(retention, now, Duration::from_secs(2)).await })
+        };
+        let count = |table| format!("SELECT count(*) FROM {table} WHERE tenant_id = '{}'", tenant.id);
+        while database.count(&count("deliveries")).await == i64::try_from(DELIVERIES).expect("small") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let ended: Vec<_> = leased.iter().map(|delivery| succeeded(delivery, now)).collect();
+        let recorded = store.record(&ended, now).await.expect("recorded");
+        assert_eq!(recorded.fenced.len(), 2_000, "those that are gone");
+        purging.await.expect("ended").expect("purged");
+        for table in ["deliveries", "attempts", "events", "feed", "feed_heads", "subscriptions"] {
+            assert_eq!(database.count(&count(table)).await, 0, "{table}");
+        }
+        assert!(!store.has_tenant(tenant.id).await.expect("read"));
+    }
+}
+
+on_both! {
     /// More than one window of old events, and among the oldest one that is kept.
     async fn an_old_held_delivery_keeps_its_own_event_and_no_other(database: Database) {
         const EVENTS: usize = 1_300;

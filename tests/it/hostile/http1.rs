@@ -137,7 +137,7 @@ fn floods() -> Vec<Script> {
             "endless body in chunks of a byte",
             SUCCESS,
             "",
-            fast(CHUNKED, "1\r\nx\r\n".repeat(100)),
+            fast(CHUNKED, "1\r\nx\r\n".repeat(2_000)),
         ),
         never_ends(
             "endless body with a length",
