@@ -1,7 +1,7 @@
 //! PostgreSQL reads the text of every check anew with each statement that writes: on `deliveries` that
-//! took nearly half as long as the write of one row. What the checks say is decided by the service in one place, and
-//! SQLite, which compiles them once, still holds it to them; on PostgreSQL the tests put them back. See
-//! `docs/adr/0017-checks.md`.
+//! took nearly half as long as the write of one row. What the checks say is decided by the service in
+//! one place, and SQLite, which compiles them once, still holds it to them; on PostgreSQL the tests put
+//! them back. See `docs/adr/0017-checks.md`.
 
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;

@@ -8,6 +8,7 @@
 //! delivery is decided by `domain::delivery::transition`.
 
 pub mod apart;
+mod counted;
 pub mod email;
 pub mod webhook;
 
@@ -17,6 +18,8 @@ use crate::domain::attempt::{Report, Task};
 use crate::domain::channel::Channel;
 
 use apart::{Apart, Processes};
+
+pub(crate) use counted::Counted;
 
 /// The channels of a running service. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::oneshot;
 
+use crate::channel::Counted;
 use crate::domain::Clock;
 
 use super::decide::places::{Given, Owner, Places};
@@ -16,22 +17,6 @@ pub(super) struct Slots {
     places: Arc<Mutex<Places<oneshot::Sender<Slot>>>>,
     clock: Arc<dyn Clock>,
     waiting: Gauge,
-}
-
-/// One more waits, until this is dropped.
-struct Waits<'a>(&'a Gauge);
-
-impl<'a> Waits<'a> {
-    fn begin(waiting: &'a Gauge) -> Self {
-        waiting.inc();
-        Self(waiting)
-    }
-}
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// A place; given back when dropped.
@@ -97,7 +82,7 @@ impl Slots {
             places.wait(owner, is_prompt, reply);
             waits
         };
-        let _waits = Waits::begin(&self.waiting);
+        let _counted = Counted::new(&self.waiting);
         loop {
             let now = self.clock.now();
             let alarm = self.lock().alarm(is_prompt, now);

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::channel::Counted;
 use crate::domain::attempt::ErrorKind;
 
 /// Upper bounds of the durations' buckets in seconds, up to the longest attempt.
@@ -140,22 +141,5 @@ impl OfRelay {
     /// Shows whether the relay comes last.
     pub(super) fn show_order(&self, is_in_order: bool) {
         self.out_of_order.set(i64::from(!is_in_order));
-    }
-}
-
-/// Counts one more while it lives.
-#[derive(Debug)]
-pub(super) struct Counted(Gauge);
-
-impl Counted {
-    fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -14,11 +14,12 @@ use tokio::time::timeout;
 use super::Config;
 use super::health::{Health, Sign};
 use super::message::Message;
-use super::metrics::{Counted, OfRelay};
+use super::metrics::OfRelay;
 use super::pace::Pace;
 use super::reply::{Problem, Stage, judge};
 use super::server::Address;
 use super::session::Session;
+use crate::channel::Counted;
 use crate::domain::{Clock, Timestamp};
 
 /// How long a session is kept without work: servers hang up after minutes, NATs sooner.

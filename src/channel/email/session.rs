@@ -11,10 +11,10 @@ use lettre::transport::smtp::extension::{ClientId, Extension, MailParameter};
 use rustls::ClientConfig;
 
 use super::message::Message;
-use super::metrics::Counted;
 use super::reply::{Problem, Reply, Stage};
 use super::server::Address;
 use super::stream;
+use crate::channel::Counted;
 
 /// A session that is ready for messages.
 pub(super) struct Session {

@@ -25,9 +25,9 @@ use tower::Service;
 
 use super::failure;
 use super::guard::Guard;
-use super::metrics::Open;
 use super::phases::{Phase, Probe};
 use super::resolver::Resolver;
+use crate::channel::Counted;
 use crate::domain::channel::MAX_TIMEOUT;
 use crate::domain::endpoint::Rules;
 
@@ -211,14 +211,14 @@ impl Shared {
             return Err(Error::Refused(origin));
         }
         stream.set_nodelay(true).map_err(Error::Connect)?;
-        Ok(Stream { io: TokioIo::new(stream), _open: Open::new(&self.open), opener })
+        Ok(Stream { io: TokioIo::new(stream), _open: Counted::new(&self.open), opener })
     }
 }
 
 /// An open connection, counted while it lives.
 pub(super) struct Stream {
     io: TokioIo<TcpStream>,
-    _open: Open,
+    _open: Counted,
     /// The probe of the attempt that opened it.
     opener: Option<Probe>,
 }

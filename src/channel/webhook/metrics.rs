@@ -89,24 +89,8 @@ impl Metrics {
         self.duration.observe(duration.as_secs_f64());
     }
 
-    /// The gauge of open connections; see [`Open`].
+    /// The gauge of open connections.
     pub(super) fn open_gauge(&self) -> Gauge {
         self.open.clone()
-    }
-}
-
-/// Counts one open connection while it lives.
-pub(super) struct Open(Gauge);
-
-impl Open {
-    pub(super) fn new(gauge: &Gauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }

@@ -92,18 +92,13 @@ pub fn ended_without_attempt(
 
 /// The delivery as it stands after an automatic attempt. `random` is uniform in [0, 1).
 pub fn after_attempt(
-    mut delivery: Delivery,
+    delivery: Delivery,
     attempt: &Attempt,
     policy: impl FnOnce() -> RetryPolicy,
     now: Timestamp,
     random: f64,
 ) -> Delivery {
-    delivery.attempt_count = attempt.number;
-    delivery.automatic_count += 1;
-    delivery.interrupted_count = 0;
-    delivery.last_attempt = Some(LastAttempt::of(attempt));
-    delivery.revision += 1;
-    delivery.update_time = now;
+    let mut delivery = with_attempt(delivery, attempt, now);
     let standing =
         Standing { automatic_count: delivery.automatic_count, expire_time: delivery.expire_time };
     let next = match &attempt.report.outcome {
@@ -120,16 +115,13 @@ pub fn after_attempt(
 }
 
 /// The delivery as it stands after an attempt that brought down a process in which it was alone.
-pub fn quarantined(mut delivery: Delivery, attempt: &Attempt, now: Timestamp) -> Delivery {
-    delivery.attempt_count = attempt.number;
-    delivery.automatic_count += u32::from(attempt.trigger == Trigger::Automatic);
-    delivery.interrupted_count = 0;
-    delivery.last_attempt = Some(LastAttempt::of(attempt));
-    delivery.revision += 1;
-    delivery.update_time = now;
-    delivery.next_attempt_time = None;
-    (delivery.state, delivery.failure_reason) = (State::Failed, Some(FailureReason::Quarantined));
-    delivery
+pub fn quarantined(delivery: Delivery, attempt: &Attempt, now: Timestamp) -> Delivery {
+    Delivery {
+        state: State::Failed,
+        failure_reason: Some(FailureReason::Quarantined),
+        next_attempt_time: None,
+        ..with_attempt(delivery, attempt, now)
+    }
 }
 
 /// The delivery, leased for a manual attempt while it waited for a retry at `due`, as it stands after
@@ -140,18 +132,29 @@ pub fn after_manual(
     due: Timestamp,
     now: Timestamp,
 ) -> Delivery {
-    delivery.revision += 1;
-    delivery.update_time = now;
     (delivery.state, delivery.next_attempt_time) = (State::Scheduled, Some(due));
-    if let Some(attempt) = attempt {
-        delivery.attempt_count = attempt.number;
-        delivery.interrupted_count = 0;
-        delivery.last_attempt = Some(LastAttempt::of(attempt));
-        if attempt.report.outcome == Outcome::Delivered {
-            (delivery.state, delivery.next_attempt_time) = (State::Succeeded, None);
-        }
+    let Some(attempt) = attempt else {
+        return Delivery { revision: delivery.revision + 1, update_time: now, ..delivery };
+    };
+    if attempt.report.outcome == Outcome::Delivered {
+        (delivery.state, delivery.next_attempt_time) = (State::Succeeded, None);
     }
-    delivery
+    with_attempt(delivery, attempt, now)
+}
+
+/// The delivery's next revision, which counts `attempt` and remembers it as the last one. Whoever has a
+/// result was not interrupted.
+fn with_attempt(delivery: Delivery, attempt: &Attempt, now: Timestamp) -> Delivery {
+    Delivery {
+        attempt_count: attempt.number,
+        automatic_count: delivery.automatic_count
+            + u32::from(attempt.trigger == Trigger::Automatic),
+        interrupted_count: 0,
+        last_attempt: Some(LastAttempt::of(attempt)),
+        revision: delivery.revision + 1,
+        update_time: now,
+        ..delivery
+    }
 }
 
 /// What the end of a lease says about its endpoint, when that is to be written down: every failure,
