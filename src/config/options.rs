@@ -132,7 +132,7 @@ options! {
         /// `postgres://user:password@host:port/database`.
         database_url: DatabaseUrl = "sqlite://tidings.db", "URL";
         /// Most connections to PostgreSQL. SQLite needs none of them.
-        database_max_connections: u32 = "20" in "4" to "1000", "COUNT";
+        database_max_connections: u32 = "20" in "5" to "1000", "COUNT";
         /// The file with the master keys that seal the secrets in the database, one a line: the
         /// first seals, the others still open. PostgreSQL needs one (`tidings master-key generate`);
         /// beside a SQLite file one is made (`tidings.db.key`). The variable `TIDINGS_MASTER_KEY`

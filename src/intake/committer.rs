@@ -1,11 +1,16 @@
-//! The group commit: one task that takes what has arrived, stores it in one transaction, and
-//! answers.
+//! The group commit: a task takes what has arrived, stores it in one transaction, and answers.
+//!
+//! There are two of them. One takes what has arrived as soon as the other one's group is written, while that waits
+//! for the disk, or at once when that was full and so more is waiting. Otherwise they would only make two
+//! small groups out of one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::dispatch::{Job, Permit, Queue};
@@ -17,6 +22,8 @@ use super::batch::{Answer, Batch, Leased};
 use super::metrics::Metrics;
 use super::{Error, Parts, Pending};
 
+/// How many groups are committed at a time.
+const COMMITTERS: usize = 2;
 /// Most events in one transaction.
 const MAX_EVENTS: usize = 512;
 /// Most deliveries in one transaction, unless a single event has more.
@@ -26,7 +33,29 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// How often a batch is tried again because settings or keys have changed meanwhile.
 const MAX_TRIES: usize = 32;
 
-pub(super) struct Committer {
+/// The right to take what has arrived; given up when a group is written.
+type Turn = Option<OwnedMutexGuard<mpsc::Receiver<Pending>>>;
+
+/// Commits what arrives until every sender is gone and nothing is left. When one committer fails, so does
+/// the other one, and the receiver is gone.
+pub(super) async fn run(parts: Parts, metrics: Arc<Metrics>, receiver: mpsc::Receiver<Pending>) {
+    let receiver = Arc::new(Mutex::new(receiver));
+    let mut random = StdRng::seed_from_u64(parts.seed);
+    let mut tasks = JoinSet::new();
+    for _ in 0..COMMITTERS {
+        let random = StdRng::from_rng(&mut random);
+        let committer = Committer::new(&parts, random, Arc::clone(&metrics));
+        tasks.spawn(committer.run(Arc::clone(&receiver)));
+    }
+    drop((parts, receiver));
+    while let Some(ended) = tasks.join_next().await {
+        if ended.is_err() {
+            return;
+        }
+    }
+}
+
+struct Committer {
     store: Store,
     clock: Arc<dyn Clock>,
     catalog: Arc<CatalogCache>,
@@ -39,22 +68,29 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    pub(super) fn new(parts: Parts, random: StdRng, metrics: Arc<Metrics>) -> Self {
-        let Parts { store, clock, catalog, queue, .. } = parts;
+    fn new(parts: &Parts, random: StdRng, metrics: Arc<Metrics>) -> Self {
+        let (store, clock) = (parts.store.clone(), Arc::clone(&parts.clock));
+        let (catalog, queue) = (Arc::clone(&parts.catalog), parts.queue.clone());
         Self { store, clock, catalog, queue, random, metrics, expects_repeats: false }
     }
 
     /// Commits until every sender is gone and nothing is left.
-    pub(super) async fn run(mut self, mut receiver: mpsc::Receiver<Pending>) {
+    async fn run(mut self, arriving: Arc<Mutex<mpsc::Receiver<Pending>>>) {
         let mut arrived = Vec::with_capacity(MAX_EVENTS);
-        while receiver.recv_many(&mut arrived, MAX_EVENTS).await > 0 {
+        loop {
+            let mut turn = Arc::clone(&arriving).lock_owned().await;
+            let count = turn.recv_many(&mut arrived, MAX_EVENTS).await;
+            if count == 0 {
+                return;
+            }
+            let mut turn = (count < MAX_EVENTS).then_some(turn);
             for group in groups(arrived.drain(..)) {
-                self.commit_group(group).await;
+                self.commit_group(group, &mut turn).await;
             }
         }
     }
 
-    async fn commit_group(&mut self, mut group: Vec<Pending>) {
+    async fn commit_group(&mut self, mut group: Vec<Pending>, turn: &mut Turn) {
         #[expect(
             clippy::disallowed_methods,
             reason = "a client's deadline is an instant of the runtime"
@@ -72,11 +108,11 @@ impl Committer {
             return;
         }
         self.metrics.batch(group.len());
-        match self.commit(&group).await {
+        match self.commit(&group, turn).await {
             Ok(None) => {
                 let rest = group.split_off(group.len() / 2);
-                Box::pin(self.commit_group(group)).await;
-                Box::pin(self.commit_group(rest)).await;
+                Box::pin(self.commit_group(group, turn)).await;
+                Box::pin(self.commit_group(rest, turn)).await;
             }
             Ok(Some(results)) => {
                 for (pending, result) in group.into_iter().zip(results) {
@@ -96,7 +132,7 @@ impl Committer {
             Err(error) if group.len() > 1 => {
                 tracing::error!(%error, "an event in a batch is refused; committing one by one");
                 for pending in group {
-                    Box::pin(self.commit_group(vec![pending])).await;
+                    Box::pin(self.commit_group(vec![pending], turn)).await;
                 }
             }
             Err(error) => {
@@ -108,7 +144,11 @@ impl Committer {
 
     /// Commits a group and returns its answers; `None`, and nothing is stored, when it has too many
     /// deliveries for one transaction.
-    async fn commit(&mut self, group: &[Pending]) -> Result<Option<Vec<Answer>>, StoreError> {
+    async fn commit(
+        &mut self,
+        group: &[Pending],
+        turn: &mut Turn,
+    ) -> Result<Option<Vec<Answer>>, StoreError> {
         let now = self.clock.now();
         let mut tenants: Vec<TenantId> =
             group.iter().map(|pending| pending.event.tenant_id).collect();
@@ -128,7 +168,8 @@ impl Committer {
             batch.settle_keys(&uses);
             let permits = batch.reserve(&self.queue, &catalogs, now, &mut self.random);
             let node = self.queue.node();
-            match self.store.accept(&batch.acceptance(&catalogs, node, now)).await? {
+            let written = || drop(turn.take());
+            match self.store.accept(&batch.acceptance(&catalogs, node, now), written).await? {
                 AcceptResult::Stored => {
                     self.expects_repeats = !uses.is_empty();
                     self.metrics.judged_again(batch.judged_again());
@@ -149,7 +190,7 @@ impl Committer {
                 }
             }
         }
-        Err(StoreError::too_busy("settings and idempotency keys changed with every try"))
+        Err(StoreError::unavailable("settings and idempotency keys changed with every try"))
     }
 
     #[cfg_attr(

@@ -13,8 +13,6 @@ mod metrics;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use prometheus_client::registry::Registry;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -153,8 +151,7 @@ impl Intake {
         let (sender, receiver) = mpsc::channel(config.queue_size);
         let clock = Arc::clone(&parts.clock);
         let judge = Judge::new(parts.store.clone(), Arc::clone(&parts.catalog));
-        let random = StdRng::seed_from_u64(parts.seed);
-        let committer = committer::Committer::new(parts, random, Arc::clone(&metrics));
+        let committers = committer::run(parts, Arc::clone(&metrics), receiver);
         let inner = Inner {
             config,
             clock,
@@ -162,7 +159,7 @@ impl Intake {
             judge,
             bytes: Arc::new(Semaphore::new(config.queue_bytes.min(Semaphore::MAX_PERMITS))),
             sender: Mutex::new(Some(sender)),
-            committer: Mutex::new(Some(tokio::spawn(committer.run(receiver)))),
+            committer: Mutex::new(Some(tokio::spawn(committers))),
         };
         Self { inner: Arc::new(inner) }
     }

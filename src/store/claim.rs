@@ -145,6 +145,36 @@ pub(super) fn subscriptions_with(condition: &str) -> String {
     )
 }
 
+/// Lists the subscriptions behind `($1, $2)` that have something scheduled, at most `$3`, each with the
+/// time at which its first delivery is due.
+fn scheduled(dialect: Dialect) -> String {
+    match dialect {
+        Dialect::Postgres => SCHEDULED_POSTGRES.to_owned(),
+        Dialect::Sqlite => format!(
+            "{} SELECT s.tenant_id, s.subscription_id,
+                (SELECT min(d.next_attempt_time) FROM deliveries d
+                    WHERE d.{DUE} AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
+            FROM s WHERE s.tenant_id IS NOT NULL",
+            subscriptions_with(DUE)
+        ),
+    }
+}
+
+/// Like [`subscriptions_with`], but with one look-up for a subscription instead of three. SQLite has no
+/// LATERAL.
+const SCHEDULED_POSTGRES: &str = "WITH RECURSIVE s AS (
+        (SELECT tenant_id, subscription_id, next_attempt_time, 1 AS n FROM deliveries
+            WHERE next_attempt_time IS NOT NULL AND (tenant_id, subscription_id) > ($1, $2)
+            ORDER BY tenant_id, subscription_id, next_attempt_time LIMIT 1)
+        UNION ALL
+        SELECT next.* FROM s CROSS JOIN LATERAL (
+            SELECT d.tenant_id, d.subscription_id, d.next_attempt_time, s.n + 1 FROM deliveries d
+                WHERE d.next_attempt_time IS NOT NULL
+                    AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
+                ORDER BY d.tenant_id, d.subscription_id, d.next_attempt_time LIMIT 1) AS next
+            WHERE s.n < $3)
+    SELECT tenant_id, subscription_id, next_attempt_time FROM s";
+
 /// The values of [`subscriptions_with`].
 pub(super) fn behind(after: Option<SubscriptionRef>, limit: u32) -> Vec<Value> {
     let (tenant, subscription) =
@@ -179,14 +209,7 @@ impl Store {
         after: Option<SubscriptionRef>,
         limit: u32,
     ) -> Result<Vec<(SubscriptionRef, Timestamp)>, Error> {
-        let sql = format!(
-            "{} SELECT s.tenant_id, s.subscription_id,
-                (SELECT min(d.next_attempt_time) FROM deliveries d
-                    WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = s.tenant_id AND d.subscription_id = s.subscription_id)
-            FROM s WHERE s.tenant_id IS NOT NULL",
-            subscriptions_with(DUE)
-        );
-        let statement = self.dialect.statement(sql, behind(after, limit));
+        let statement = self.dialect.statement(scheduled(self.dialect), behind(after, limit));
         let rows = self.read.query_all_raw(statement).await?;
         let mut subscriptions = Vec::with_capacity(rows.len());
         for row in rows {

@@ -38,8 +38,8 @@ pub enum Update {
 }
 
 impl Error {
-    /// Others changed the same things again and again.
-    pub fn too_busy(what: &str) -> Self {
+    /// What only time or an operator can mend, such as others that change the same things again and again.
+    pub fn unavailable(what: &str) -> Self {
         Self::Unavailable(DbErr::Custom(what.to_owned()))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! A transaction takes its position by raising the tenant's head, whose row stays locked until the
 //! commit. So positions become visible in their order and without gaps: who has read up to N has
-//! missed nothing before N. See `docs/adr/0003-feed-order.md`.
+//! missed nothing before N. See `docs/adr/0003-feed-order.md`. What is read here is told to watchers, who
+//! come back with its positions, so it is on the disk by then, on SQLite, too.
 
 mod change;
 mod sqlite;
@@ -192,6 +193,7 @@ impl Store {
         let sql = "SELECT position, floor FROM feed_heads WHERE tenant_id = $1";
         let statement = self.dialect.statement(sql, vec![text(tenant_id.as_str())]);
         let row = self.read.query_one_raw(statement).await?;
+        self.lines.settled().await?;
         row.map(|row| {
             Ok(FeedHead { position: row.try_get_by_index(0)?, floor: row.try_get_by_index(1)? })
         })
@@ -212,6 +214,7 @@ impl Store {
         let ids = tenants.iter().map(|id| text(id.as_str())).collect();
         let sql = "SELECT tenant_id, position FROM feed_heads WHERE tenant_id ";
         let rows = self.read.query_all_raw(super::bulk::any(self.dialect, sql, ids)).await?;
+        self.lines.settled().await?;
         rows.iter()
             .map(|row| {
                 Ok((
@@ -236,6 +239,7 @@ impl Store {
             WHERE tenant_id = $1 AND position > $2 ORDER BY position LIMIT $3";
         let values = vec![text(tenant_id.as_str()), bigint(after), bigint(i64::from(limit))];
         let rows = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
+        self.lines.settled().await?;
         rows.into_iter()
             .map(|row| {
                 let changes: Vec<u8> = row.try_get_by_index(1)?;
@@ -297,6 +301,7 @@ impl Store {
              WHERE h.tenant_id = $1 ORDER BY d.id"
         );
         let rows = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;
+        self.lines.settled().await?;
         let Some(first) = rows.first() else {
             return Err(Error::Corrupt("the tenant has no feed".into()));
         };

@@ -15,6 +15,12 @@ const STATEMENTS: &[(&str, &str)] = &[
          ORDER BY d.tenant_id, d.subscription_id LIMIT 1",
     ),
     (
+        "the same with the time of its first delivery",
+        "SELECT d.tenant_id, d.subscription_id, d.next_attempt_time FROM deliveries d
+         WHERE d.next_attempt_time IS NOT NULL AND (d.tenant_id, d.subscription_id) > ('ten_0', 'sub_0')
+         ORDER BY d.tenant_id, d.subscription_id, d.next_attempt_time LIMIT 1",
+    ),
+    (
         "when a subscription's first delivery is due",
         "SELECT min(d.next_attempt_time) FROM deliveries d
          WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = 'ten_0' AND d.subscription_id = 'sub_0'",

@@ -414,7 +414,7 @@ on_both! {
         let submit = async |keys: &[&IdempotencyKey], events: &[&Event]| {
             let (settings, keys, events) = (&settings, keys.to_vec(), events.to_vec());
             let (deliveries, node) = ([].as_slice(), maker.node(now));
-            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }).await.expect("answered")
+            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }, || ()).await.expect("answered")
         };
         let [first, second, third] = [(); 3].map(|()| maker.event(tenant.id, now));
         assert_eq!(submit(&[&key("b", &first)], &[&first]).await, AcceptResult::Stored);
@@ -451,7 +451,7 @@ on_both! {
         let take = async |keys: &[IdempotencyKey], event: &Event, now| {
             let (settings, keys) = (&settings, keys.iter().collect());
             let (events, deliveries, node) = (vec![event], [].as_slice(), maker.node(now));
-            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }).await.expect("answered")
+            store.accept(&Acceptance { settings, keys, events, deliveries, node, now }, || ()).await.expect("answered")
         };
         let first = event(old);
         let keys: Vec<_> = (0..KEYS).map(|n| key(format!("old-{n}"), &first)).collect();

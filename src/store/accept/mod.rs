@@ -99,12 +99,17 @@ impl Acceptance<'_> {
 }
 
 impl Store {
-    /// Stores everything, or nothing.
+    /// Stores everything, or nothing. `written` is called when only the disk is waited for, and another
+    /// acceptance may as well begin.
     ///
     /// # Errors
     /// When the database does not confirm. The transaction may have been committed all the same:
     /// the client has to ask again, with an idempotency key.
-    pub async fn accept(&self, new: &Acceptance<'_>) -> Result<AcceptResult, Error> {
+    pub async fn accept(
+        &self,
+        new: &Acceptance<'_>,
+        written: impl FnOnce() + Send,
+    ) -> Result<AcceptResult, Error> {
         if new.events.is_empty() {
             return Ok(AcceptResult::Stored);
         }
@@ -113,9 +118,9 @@ impl Store {
         let became = match &self.lines {
             Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);
-                postgres::accept(&lines.accepting, new, &leases).await
+                postgres::accept(lines.accepting(), new, &leases).await
             }
-            Lines::Sqlite(line) => sqlite::accept(line, new, &leases).await,
+            Lines::Sqlite(line) => sqlite::accept(line, new, &leases, written).await,
         };
         if matches!(became, Ok(AcceptResult::Stored)) {
             fail_point!(AcceptAfterCommit);
@@ -155,6 +160,8 @@ impl Store {
             };
             uses.insert((tenant_id, row.try_get_by_index(1)?), key_use);
         }
+        // Whoever repeats a request is told what the first one has become, perhaps before it is told itself.
+        self.lines.settled().await?;
         Ok(uses)
     }
 }

@@ -38,9 +38,10 @@ pub(super) async fn accept(
     line: &Line,
     new: &Acceptance<'_>,
     leases: &[Lease],
+    written: impl FnOnce() + Send,
 ) -> Result<AcceptResult, Error> {
     let told = Told::of(new.deliveries.iter())?;
-    line.run(|transaction| {
+    let accepting = |transaction: &Connection| {
         if !settings_stand(transaction, new)? {
             return Ok(End::Rollback(AcceptResult::SettingsChanged));
         }
@@ -53,8 +54,8 @@ pub(super) async fn accept(
         told.write(transaction, new.now)?;
         fail_point_blocking!(AcceptBeforeCommit);
         Ok(End::Commit(AcceptResult::Stored))
-    })
-    .await
+    };
+    line.run_telling(accepting, written).await
 }
 
 fn settings_stand(transaction: &Connection, new: &Acceptance<'_>) -> Result<bool, Error> {

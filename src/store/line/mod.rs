@@ -4,6 +4,8 @@
 pub(super) mod postgres;
 pub(super) mod sqlite;
 
+use super::Error;
+
 /// The hot path's connections. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) enum Lines {
@@ -14,6 +16,14 @@ pub(super) enum Lines {
 }
 
 impl Lines {
+    /// Waits until all is on the disk that anybody can have read by now. PostgreSQL shows nothing before that.
+    pub(super) async fn settled(&self) -> Result<(), Error> {
+        match self {
+            Self::Postgres(_) => Ok(()),
+            Self::Sqlite(line) => line.settled().await,
+        }
+    }
+
     /// Closes them. The pools come first: on SQLite nobody may be at work any more.
     pub(super) async fn close(&self) {
         match self {

@@ -23,16 +23,17 @@ const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
 /// common.
 const IN_ORDER: &str = "SET enable_bitmapscan = off";
 
-/// One for each of the two statements. Cheap to clone.
+/// For each of the two statements its own. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Lines {
-    pub(in super::super) accepting: Line,
+    /// The second one is for when events arrive in full groups. Then the next group is taken while one commits.
+    accepting: [Line; 2],
     pub(in super::super) recording: Line,
 }
 
 impl Lines {
     /// How many connections they have at most.
-    pub(in super::super) const COUNT: u32 = 2;
+    pub(in super::super) const COUNT: u32 = 3;
 
     /// Lines that connect when they are first used; `settings` is what a new connection is told, and
     /// `patience` how long connecting may take.
@@ -45,12 +46,20 @@ impl Lines {
             let (options, connection) = (options.clone(), Mutex::new(None));
             Line(Arc::new(Inner { options, settings, patience, connection }))
         };
-        Self { accepting: line(), recording: line() }
+        Self { accepting: [line(), line()], recording: line() }
+    }
+
+    /// One that accepts, and is free if any is: the first one if it is, whose plans are at hand.
+    pub(in super::super) fn accepting(&self) -> &Line {
+        let [first, second] = &self.accepting;
+        if first.is_free() { first } else { second }
     }
 
     /// Says goodbye to the server.
     pub(super) async fn close(&self) {
-        self.accepting.close().await;
+        for line in &self.accepting {
+            line.close().await;
+        }
         self.recording.close().await;
     }
 }
@@ -89,6 +98,10 @@ impl Line {
             *place = None;
         }
         result
+    }
+
+    fn is_free(&self) -> bool {
+        self.0.connection.try_lock().is_ok()
     }
 
     async fn close(&self) {

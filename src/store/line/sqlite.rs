@@ -5,10 +5,15 @@
 //! Guarantees: the line and the pool's writer never meet at the file's lock, because whoever works here
 //! holds the pool's one connection meanwhile, and hands it on to whoever waits here, a few times in a
 //! row. Work that has begun ends, committed or taken back, before
-//! anybody else writes, even when nobody waits for it any more. A connection on which anything went
-//! wrong is not used again.
+//! anybody else writes, even when nobody waits for it any more. What was committed is on the disk before
+//! anybody is told ([`log`]). A connection on which anything went wrong is not used again.
+
+mod log;
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,15 +26,19 @@ use tokio::sync::oneshot;
 use super::super::Error;
 use super::super::connect::{ACQUIRE_TIMEOUT, BUSY_TIMEOUT, PRAGMAS};
 use super::super::error::refused;
+use log::Log;
 
 /// Transactions in a row before the pool's writers have their turn. To give its connection back and to get it
 /// again takes the pool a task and its driver's thread: about as long as a transaction.
 const MOST_IN_A_ROW: u32 = 16;
 /// Statements that stay prepared: more than the hot path has.
 const STATEMENTS: usize = 32;
-/// As the pools' connections have it. FULL syncs the log at each commit: acknowledged means on disk.
-const DURABLE: &str =
-    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+/// The pools' connections sync the log at each commit (FULL). This one leaves that to [`Log`]; NORMAL still
+/// syncs log and database where the log is written back.
+const MODE: &str =
+    "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON";
+/// Writes all of the log into the database, syncs that, and empties the log.
+const WRITE_BACK: &str = "PRAGMA wal_checkpoint(TRUNCATE)";
 
 /// How a transaction is to end, and what comes of it.
 pub(in super::super) enum End<T> {
@@ -47,7 +56,15 @@ struct Inner {
     writer: SqlitePool,
     turns: Mutex<Turns>,
     path: PathBuf,
-    connection: Mutex<Option<Connection>>,
+    connection: Mutex<Option<Connected>>,
+    log: Log,
+}
+
+#[derive(Debug)]
+struct Connected {
+    connection: Connection,
+    /// The log that it writes. As long as there is a connection, nobody puts another one into its place.
+    log: Arc<File>,
 }
 
 /// Who works on the line, and who waits for that.
@@ -94,23 +111,47 @@ impl Drop for Turn {
 impl Line {
     /// A line that is connected when it is first used.
     pub(in super::super) fn new(writer: SqlitePool, path: PathBuf) -> Self {
-        let (turns, connection) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Inner { writer, turns, path, connection }))
+        let (turns, connection, log) = (Mutex::default(), Mutex::default(), Log::default());
+        Self(Arc::new(Inner { writer, turns, path, connection, log }))
     }
 
-    /// Runs `work` in a transaction, when those before it have ended.
+    /// Runs `work` in a transaction, when those before it have ended, and waits until it is on the disk.
     ///
     /// Nothing is awaited once the work has begun, so it cannot be left half done by who waits for it.
     pub(in super::super) async fn run<T>(
         &self,
         work: impl FnOnce(&Connection) -> Result<End<T>, Error>,
     ) -> Result<T, Error> {
+        self.run_telling(work, || ()).await
+    }
+
+    /// The same, and says when it has committed and waits for the disk.
+    pub(in super::super) async fn run_telling<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<End<T>, Error>,
+        written: impl FnOnce(),
+    ) -> Result<T, Error> {
         let turn = self.turn().await.map_err(refused)?;
-        off_the_workers(move || {
+        let (value, commit) = off_the_workers(move || {
             let result = self.0.run(work);
             drop(turn);
             result
-        })
+        })?;
+        if let Some(commit) = commit {
+            written();
+            self.0.log.synced(commit).await?;
+        }
+        Ok(value)
+    }
+
+    /// Waits until all is on the disk that anybody can have read by now: a commit shows before that.
+    pub(in super::super) async fn settled(&self) -> Result<(), Error> {
+        let latest = self.0.log.latest();
+        if self.0.log.is_in_doubt() {
+            // Writes it back first.
+            self.run(|_| Ok(End::Rollback(()))).await?;
+        }
+        self.0.log.synced(latest).await
     }
 
     /// Waits for those before, and for the pool's connection if none of them hands it on.
@@ -146,36 +187,56 @@ impl Line {
 }
 
 impl Inner {
-    fn run<T>(&self, work: impl FnOnce(&Connection) -> Result<End<T>, Error>) -> Result<T, Error> {
+    fn run<T>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<End<T>, Error>,
+    ) -> Result<(T, Option<log::Commit>), Error> {
         let mut place = self.place();
-        let mut connection = place.take().map_or_else(|| self.connect(), Ok)?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let value = match work(&transaction)? {
+        let mut connected = place.take().map_or_else(|| self.connect(), Ok)?;
+        if self.log.is_in_doubt() {
+            self.write_back(&connected.connection)?;
+        }
+        let begun = connected.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let transaction = begun?;
+        let ended = match work(&transaction)? {
             End::Commit(value) => {
                 transaction.commit()?;
-                value
+                (value, Some(self.log.committed(&connected.log)))
             }
             End::Rollback(value) => {
                 transaction.rollback()?;
-                value
+                (value, None)
             }
         };
         // Only now: after an error nobody knows whether a transaction is still open.
-        *place = Some(connection);
-        Ok(value)
+        *place = Some(connected);
+        Ok(ended)
+    }
+
+    fn write_back(&self, connection: &Connection) -> Result<(), Error> {
+        let is_busy: bool = connection.query_row(WRITE_BACK, [], |row| row.get(0))?;
+        if is_busy {
+            return Err(Error::unavailable(
+                "somebody reads the database's log; it cannot be emptied",
+            ));
+        }
+        self.log.written_back();
+        tracing::info!("the database's log is written back; all that was committed is on the disk");
+        Ok(())
     }
 
     /// Not created where there is none: the pool has opened the file before.
-    fn connect(&self) -> Result<Connection, Error> {
+    fn connect(&self) -> Result<Connected, Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.execute_batch(DURABLE)?;
+        connection.execute_batch(MODE)?;
         for (name, value) in PRAGMAS {
             connection.pragma_update(None, name, value)?;
         }
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(connection)
+        let log = log_of(&connection).map_err(|error| refused(sqlx::Error::Io(error)))?;
+        Ok(Connected { connection, log: Arc::new(log) })
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns> {
@@ -183,9 +244,16 @@ impl Inner {
     }
 
     /// Free for whoever holds the pool's connection. What a panic left behind is an empty place.
-    fn place(&self) -> MutexGuard<'_, Option<Connection>> {
+    fn place(&self) -> MutexGuard<'_, Option<Connected>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The log beside the database's file, which SQLite may have found behind a symbolic link.
+fn log_of(connection: &Connection) -> io::Result<File> {
+    let mut path = OsString::from(connection.path().unwrap_or_default());
+    path.push("-wal");
+    File::options().read(true).write(true).open(path)
 }
 
 /// Runs what waits for the disk on this thread, and has another one do the runtime's work meanwhile.

@@ -178,7 +178,7 @@ pub(crate) async fn accept(
     let settings = HashMap::new();
     let (keys, events) = (Vec::new(), events.to_vec());
     let new = Acceptance { settings: &settings, keys, events, deliveries, node, now };
-    assert_eq!(store.accept(&new).await.expect("accepted"), AcceptResult::Stored);
+    assert_eq!(store.accept(&new, || ()).await.expect("accepted"), AcceptResult::Stored);
 }
 
 /// A successful end of `delivery`'s lease.

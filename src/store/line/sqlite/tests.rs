@@ -7,11 +7,18 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use sea_orm::sqlx::Executor;
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use tokio::task::JoinHandle;
 
+use super::super::Lines;
 use super::*;
+use crate::domain::Timestamp;
+use crate::domain::id::{EventId, TenantId};
+use crate::store::{Config, IdempotencyKey, Store};
 
 /// A file with one table, a pool with one connection, and a line.
 struct World {
@@ -82,7 +89,7 @@ async fn what_ends_well_is_committed_and_what_does_not_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_commit_is_synced_and_the_log_is_the_pools() {
+async fn the_connection_is_as_the_pools_but_for_the_log() {
     let world = World::new().await;
     let read = |pragma: &'static str| {
         world.line.run(move |transaction| {
@@ -90,7 +97,8 @@ async fn a_commit_is_synced_and_the_log_is_the_pools() {
             Ok(End::Commit(transaction.pragma_query_value(None, pragma, value)?))
         })
     };
-    assert_eq!(read("synchronous").await.expect("read"), 2_i64.into(), "FULL");
+    // NORMAL: the log is synced beside the next transaction, see below.
+    assert_eq!(read("synchronous").await.expect("read"), 1_i64.into());
     assert_eq!(read("journal_mode").await.expect("read"), "wal".to_owned().into());
     assert_eq!(read("foreign_keys").await.expect("read"), 1_i64.into());
     for (name, value) in PRAGMAS.into_iter().filter(|(name, _)| *name != "temp_store") {
@@ -296,4 +304,160 @@ async fn a_closed_line_leaves_nothing_behind() {
     assert_eq!(world.notes(), ["kept"]);
     // The last connection writes the log back, and removes it.
     assert!(!world.folder.path().join("db-wal").exists());
+}
+
+/// Has the log's next syncs fail: what is no file cannot be synced. Returns the log.
+fn break_log(world: &World) -> Arc<File> {
+    let mut place = world.line.0.place();
+    let connected = place.as_mut().expect("connected");
+    let broken = Arc::new(File::open("/dev/null").expect("opened"));
+    broken.sync_data().expect_err("it cannot be synced");
+    std::mem::replace(&mut connected.log, broken)
+}
+
+fn log_bytes(world: &World) -> u64 {
+    let log = world.folder.path().join("db-wal");
+    log.metadata().expect("it is there").len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_told_before_the_log_is_on_the_disk_and_the_next_one_goes_on() {
+    let world = World::new().await;
+    let syncing = world.line.0.log.syncing.lock().await;
+    let note = |text: &'static str| {
+        let line = world.line.clone();
+        tokio::spawn(async move {
+            line.run(|transaction| write(transaction, text).map(End::Commit)).await
+        })
+    };
+    let tasks = ["first", "second", "third"].map(note);
+    while world.notes().len() < tasks.len() {
+        tokio::task::yield_now().await;
+    }
+    let line = world.line.clone();
+    let reader = tokio::spawn(async move { line.settled().await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(tasks.iter().all(|task| !task.is_finished()), "committed, and not told");
+    assert!(!reader.is_finished(), "what was read may not be told either");
+    drop(syncing);
+    for task in tasks {
+        task.await.expect("ended").expect("synced");
+    }
+    reader.await.expect("ended").expect("settled");
+    assert_eq!(world.notes(), ["first", "second", "third"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
+    let log = Log::default();
+    let file = Arc::new(tempfile::tempfile().expect("a file"));
+    let first = log.committed(&file);
+    let second = log.committed(&file);
+    log.synced(first).await.expect("synced");
+    let broken = Arc::new(File::open("/dev/null").expect("opened"));
+    let third = log.committed(&broken);
+    log.synced(second).await.expect("it was synced with the first");
+    let error = log.synced(third).await.expect_err("a sync of its own, which fails");
+    assert!(error.is_unavailable(), "{error}");
+    // The system would say now that all is well.
+    let fourth = log.committed(&file);
+    log.synced(fourth).await.expect_err("in doubt");
+    log.synced(second).await.expect("that was before");
+    log.written_back();
+    log.synced(fourth).await.expect("in the database");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_sync_that_failed_nothing_counts_until_the_log_is_written_back() {
+    let world = World::new().await;
+    world.note("before").await.expect("synced");
+    let log = break_log(&world);
+    let refused = world.note("in doubt").await.expect_err("not synced");
+    assert!(refused.is_unavailable(), "{refused}");
+    world.line.0.place().as_mut().expect("connected").log = Arc::clone(&log);
+    let doubtful = world.line.0.log.latest();
+    world.line.0.log.synced(doubtful).await.expect_err("nobody tries again");
+    // Somebody who reads from the log keeps it from being emptied.
+    let reader = Connection::open(world.path()).expect("opened");
+    reader.execute_batch("BEGIN; SELECT * FROM notes").expect("read");
+    {
+        let place = world.line.0.place();
+        let connected = place.as_ref().expect("connected");
+        connected.connection.busy_timeout(Duration::from_millis(50)).expect("set");
+    }
+    let refused = world.note("too early").await.expect_err("in doubt");
+    assert!(refused.is_unavailable(), "{refused}");
+    reader.execute_batch("COMMIT").expect("ended");
+    assert!(log_bytes(&world) > 0);
+    world.line.settled().await.expect("written back");
+    assert_eq!(log_bytes(&world), 0);
+    world.line.0.log.synced(doubtful).await.expect("it is in the database");
+    world.note("after").await.expect("synced");
+    assert_eq!(world.notes(), ["before", "in doubt", "after"]);
+}
+
+#[tokio::test]
+async fn a_database_behind_a_link_has_its_log_beside_the_file() {
+    let world = World::new().await;
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let path = elsewhere.path().join("link");
+    std::os::unix::fs::symlink(world.path(), &path).expect("linked");
+    let line = Line::new(world.writer.clone(), path);
+    line.run(|transaction| write(transaction, "linked").map(End::Commit)).await.expect("synced");
+    assert_eq!(world.notes(), ["linked"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_outsiders_rely_on_is_on_the_disk_before_it_is_read_to_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let database_url = format!("sqlite://{}", folder.path().join("db").display());
+    let config = Config { database_url, ..Config::default() };
+    Store::migrate(&config).await.expect("migrated");
+    let store = Store::open(&config).await.expect("opened");
+    let Lines::Sqlite(line) = store.lines.clone() else { panic!("SQLite") };
+    let mut random = StdRng::seed_from_u64(7);
+    let tenant = TenantId::new(Timestamp::default(), &mut random);
+    let tenants = [tenant];
+    let event_id = EventId::new(Timestamp::default(), &mut random);
+    let key = IdempotencyKey {
+        tenant_id: tenant,
+        key: "key".into(),
+        fingerprint: [0; 32],
+        event_id,
+        delivery_count: 0,
+    };
+    let syncing = line.0.log.syncing.lock().await;
+    let committing = tokio::spawn({
+        let line = line.clone();
+        async move {
+            line.run(|transaction| {
+                transaction.execute("DELETE FROM announcements", [])?;
+                Ok(End::Commit(()))
+            })
+            .await
+        }
+    });
+    while line.0.log.latest() == log::Commit::default() {
+        tokio::task::yield_now().await;
+    }
+    let mut reads: Vec<(&str, BoxFuture<'_, bool>)> = vec![
+        ("where a feed ends", Box::pin(store.feed_head(tenant).map(|read| read.is_ok()))),
+        ("where feeds end", Box::pin(store.feed_positions(&tenants).map(|read| read.is_ok()))),
+        ("a feed", Box::pin(store.read_feed(tenant, 0, 1).map(|read| read.is_ok()))),
+        (
+            "a snapshot",
+            // There is none of a tenant that there is not. It is told after the disk, too.
+            Box::pin(store.snapshot_page(tenant, None, None, &[], None, 1).map(|it| it.is_err())),
+        ),
+        ("keys", Box::pin(store.key_uses([&key].into_iter()).map(|read| read.is_ok()))),
+    ];
+    for (name, read) in &mut reads {
+        let early = tokio::time::timeout(Duration::from_millis(50), read).await;
+        assert!(early.is_err(), "{name} was told before the disk had it");
+    }
+    drop(syncing);
+    for (name, read) in reads {
+        assert!(read.await, "{name}");
+    }
+    committing.await.expect("ended").expect("synced");
 }
