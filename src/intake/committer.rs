@@ -1,8 +1,8 @@
 //! The group commit: a task takes what has arrived, stores it in one transaction, and answers.
 //!
-//! There are two of them. One takes what has arrived as soon as the other one's group is written, while that waits
-//! for the disk, or at once when that was full and so more is waiting. Otherwise they would only make two
-//! small groups out of one.
+//! There are two of them. One takes what has arrived at once when the other one's group was full, and so more is
+//! waiting; otherwise when that is stored, or on SQLite as soon as it is written and waits for the disk. To
+//! begin earlier would only make two small groups out of one.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -99,8 +99,8 @@ impl Acceptance<'_> {
 }
 
 impl Store {
-    /// Stores everything, or nothing. `written` is called when only the disk is waited for, and another
-    /// acceptance may as well begin.
+    /// Stores everything, or nothing. On SQLite `written` is called when only the disk is waited for, and
+    /// another acceptance may as well begin; PostgreSQL does not tell.
     ///
     /// # Errors
     /// When the database does not confirm. The transaction may have been committed all the same:

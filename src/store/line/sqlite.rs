@@ -56,15 +56,8 @@ struct Inner {
     writer: SqlitePool,
     turns: Mutex<Turns>,
     path: PathBuf,
-    connection: Mutex<Option<Connected>>,
+    connection: Mutex<Option<Connection>>,
     log: Log,
-}
-
-#[derive(Debug)]
-struct Connected {
-    connection: Connection,
-    /// The log that it writes. As long as there is a connection, nobody puts another one into its place.
-    log: Arc<File>,
 }
 
 /// Who works on the line, and who waits for that.
@@ -147,8 +140,8 @@ impl Line {
     /// Waits until all is on the disk that anybody can have read by now: a commit shows before that.
     pub(in super::super) async fn settled(&self) -> Result<(), Error> {
         let latest = self.0.log.latest();
-        if self.0.log.is_in_doubt() {
-            // Writes it back first.
+        if !self.0.log.is_open() || self.0.log.is_in_doubt() {
+            // Opens it, and writes it back.
             self.run(|_| Ok(End::Rollback(()))).await?;
         }
         self.0.log.synced(latest).await
@@ -192,16 +185,17 @@ impl Inner {
         work: impl FnOnce(&Connection) -> Result<End<T>, Error>,
     ) -> Result<(T, Option<log::Commit>), Error> {
         let mut place = self.place();
-        let mut connected = place.take().map_or_else(|| self.connect(), Ok)?;
+        let mut connection = place.take().map_or_else(|| self.connect(), Ok)?;
         if self.log.is_in_doubt() {
-            self.write_back(&connected.connection)?;
+            self.write_back(&connection)?;
         }
-        let begun = connected.connection.transaction_with_behavior(TransactionBehavior::Immediate);
-        let transaction = begun?;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let ended = match work(&transaction)? {
             End::Commit(value) => {
+                // Before anybody can see it.
+                let committing = self.log.begin();
                 transaction.commit()?;
-                (value, Some(self.log.committed(&connected.log)))
+                (value, Some(committing.commit))
             }
             End::Rollback(value) => {
                 transaction.rollback()?;
@@ -209,7 +203,7 @@ impl Inner {
             }
         };
         // Only now: after an error nobody knows whether a transaction is still open.
-        *place = Some(connected);
+        *place = Some(connection);
         Ok(ended)
     }
 
@@ -217,7 +211,8 @@ impl Inner {
         let is_busy: bool = connection.query_row(WRITE_BACK, [], |row| row.get(0))?;
         if is_busy {
             return Err(Error::unavailable(
-                "somebody reads the database's log; it cannot be emptied",
+                "the database's log has to be emptied, and somebody reads it: end what reads the database, \
+                 such as a backup or a shell",
             ));
         }
         self.log.written_back();
@@ -226,7 +221,7 @@ impl Inner {
     }
 
     /// Not created where there is none: the pool has opened the file before.
-    fn connect(&self) -> Result<Connected, Error> {
+    fn connect(&self) -> Result<Connection, Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -236,7 +231,8 @@ impl Inner {
         }
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         let log = log_of(&connection).map_err(|error| refused(sqlx::Error::Io(error)))?;
-        Ok(Connected { connection, log: Arc::new(log) })
+        self.log.open(&Arc::new(log));
+        Ok(connection)
     }
 
     fn turns(&self) -> MutexGuard<'_, Turns> {
@@ -244,7 +240,7 @@ impl Inner {
     }
 
     /// Free for whoever holds the pool's connection. What a panic left behind is an empty place.
-    fn place(&self) -> MutexGuard<'_, Option<Connected>> {
+    fn place(&self) -> MutexGuard<'_, Option<Connection>> {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

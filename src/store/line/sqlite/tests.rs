@@ -306,13 +306,11 @@ async fn a_closed_line_leaves_nothing_behind() {
     assert!(!world.folder.path().join("db-wal").exists());
 }
 
-/// Has the log's next syncs fail: what is no file cannot be synced. Returns the log.
-fn break_log(world: &World) -> Arc<File> {
-    let mut place = world.line.0.place();
-    let connected = place.as_mut().expect("connected");
+/// What is no file cannot be synced.
+fn broken() -> Arc<File> {
     let broken = Arc::new(File::open("/dev/null").expect("opened"));
     broken.sync_data().expect_err("it cannot be synced");
-    std::mem::replace(&mut connected.log, broken)
+    broken
 }
 
 fn log_bytes(world: &World) -> u64 {
@@ -347,20 +345,26 @@ async fn nobody_is_told_before_the_log_is_on_the_disk_and_the_next_one_goes_on()
     assert_eq!(world.notes(), ["first", "second", "third"]);
 }
 
+/// Commits, as far as the log knows.
+fn commit(log: &Log) -> log::Commit {
+    log.begin().commit
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
     let log = Log::default();
-    let file = Arc::new(tempfile::tempfile().expect("a file"));
-    let first = log.committed(&file);
-    let second = log.committed(&file);
+    log.open(&Arc::new(tempfile::tempfile().expect("a file")));
+    let (first, second) = (commit(&log), commit(&log));
     log.synced(first).await.expect("synced");
-    let broken = Arc::new(File::open("/dev/null").expect("opened"));
-    let third = log.committed(&broken);
+    log.open(&broken());
+    let third = commit(&log);
     log.synced(second).await.expect("it was synced with the first");
     let error = log.synced(third).await.expect_err("a sync of its own, which fails");
     assert!(error.is_unavailable(), "{error}");
+    let file = Arc::new(tempfile::tempfile().expect("a file"));
+    log.open(&file);
     // The system would say now that all is well.
-    let fourth = log.committed(&file);
+    let fourth = commit(&log);
     log.synced(fourth).await.expect_err("in doubt");
     log.synced(second).await.expect("that was before");
     log.written_back();
@@ -368,22 +372,54 @@ async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_seen_a_commit_before_it_has_ended_waits_for_it() {
+    let log = Log::default();
+    log.open(&Arc::new(tempfile::tempfile().expect("a file")));
+    let committing = log.begin();
+    let mut settled = Box::pin(log.synced(log.latest()));
+    assert!(settled.as_mut().now_or_never().is_none(), "its pages may still be on their way");
+    drop(committing);
+    settled.await.expect("synced");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_process_left_is_synced_before_it_is_told() {
+    let world = World::new().await;
+    let syncing = world.line.0.log.syncing.lock().await;
+    let early = tokio::time::timeout(Duration::from_millis(50), world.line.settled());
+    early.await.expect_err("it waits for the disk");
+    drop(syncing);
+    world.line.settled().await.expect("synced");
+    // A connection that is replaced tells of what its log had failed to say.
+    let log = &world.line.0.log;
+    log.open(&broken());
+    drop(world.line.0.place().take());
+    let refused = world.line.run(|transaction| {
+        write(transaction, "written back first")?;
+        Ok(End::Commit(transaction.query_row("SELECT count(*) FROM notes", [], |row| row.get(0))?))
+    });
+    let count: i64 = refused.await.expect("committed");
+    assert_eq!(count, 1);
+    assert!(!log.is_in_doubt());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_sync_that_failed_nothing_counts_until_the_log_is_written_back() {
     let world = World::new().await;
+    let log = &world.line.0.log;
     world.note("before").await.expect("synced");
-    let log = break_log(&world);
+    log.open(&broken());
     let refused = world.note("in doubt").await.expect_err("not synced");
     assert!(refused.is_unavailable(), "{refused}");
-    world.line.0.place().as_mut().expect("connected").log = Arc::clone(&log);
-    let doubtful = world.line.0.log.latest();
-    world.line.0.log.synced(doubtful).await.expect_err("nobody tries again");
+    let doubtful = log.latest();
+    log.synced(doubtful).await.expect_err("nobody tries again");
     // Somebody who reads from the log keeps it from being emptied.
     let reader = Connection::open(world.path()).expect("opened");
     reader.execute_batch("BEGIN; SELECT * FROM notes").expect("read");
     {
         let place = world.line.0.place();
-        let connected = place.as_ref().expect("connected");
-        connected.connection.busy_timeout(Duration::from_millis(50)).expect("set");
+        let connection = place.as_ref().expect("connected");
+        connection.busy_timeout(Duration::from_millis(50)).expect("set");
     }
     let refused = world.note("too early").await.expect_err("in doubt");
     assert!(refused.is_unavailable(), "{refused}");
@@ -391,7 +427,7 @@ async fn after_a_sync_that_failed_nothing_counts_until_the_log_is_written_back()
     assert!(log_bytes(&world) > 0);
     world.line.settled().await.expect("written back");
     assert_eq!(log_bytes(&world), 0);
-    world.line.0.log.synced(doubtful).await.expect("it is in the database");
+    log.synced(doubtful).await.expect("it is in the database");
     world.note("after").await.expect("synced");
     assert_eq!(world.notes(), ["before", "in doubt", "after"]);
 }
@@ -437,7 +473,8 @@ async fn what_outsiders_rely_on_is_on_the_disk_before_it_is_read_to_them() {
             .await
         }
     });
-    while line.0.log.latest() == log::Commit::default() {
+    let before = commit(&Log::default());
+    while line.0.log.latest() < before {
         tokio::task::yield_now().await;
     }
     let mut reads: Vec<(&str, BoxFuture<'_, bool>)> = vec![
