@@ -125,23 +125,32 @@ pub(super) const HELD: &str = "hold_time IS NOT NULL";
 /// Lists the subscriptions behind `($1, $2)` that have deliveries of this condition ([`DUE`] or
 /// [`HELD`]), at most `$3`, as the table `s`, whose last row may be NULL. A loose index scan: a few
 /// look-ups in a partial index per subscription, however many deliveries each has.
+///
+/// The next one is the tenant's own next one, or else the next tenant's first. A comparison of both columns
+/// at once would say the same, but SQLite looks up the first one alone by the index, and then reads all of
+/// the tenant's deliveries up to the next subscription.
 pub(super) fn subscriptions_with(condition: &str) -> String {
-    let next = |column: &str| {
-        format!(
-            "(SELECT d.{column} FROM deliveries d
-                WHERE d.{condition} AND (d.tenant_id, d.subscription_id) > (s.tenant_id, s.subscription_id)
-                ORDER BY d.tenant_id, d.subscription_id LIMIT 1)"
-        )
+    let next = |column: &str, tenant: &str, subscription: &str| {
+        let first = |of: &str| {
+            format!(
+                "(SELECT d.{column} FROM deliveries d WHERE d.{condition} AND {of}
+                    ORDER BY d.tenant_id, d.subscription_id LIMIT 1)"
+            )
+        };
+        let own = format!("d.tenant_id = {tenant} AND d.subscription_id > {subscription}");
+        format!("COALESCE({}, {})", first(&own), first(&format!("d.tenant_id > {tenant}")))
+    };
+    let row = |tenant: &str, subscription: &str| {
+        let next = |column: &str| next(column, tenant, subscription);
+        format!("{}, {}", next("tenant_id"), next("subscription_id"))
     };
     format!(
         "WITH RECURSIVE s(tenant_id, subscription_id, n) AS (
-            SELECT * FROM (SELECT tenant_id, subscription_id, 1 FROM deliveries
-                WHERE {condition} AND (tenant_id, subscription_id) > ($1, $2)
-                ORDER BY tenant_id, subscription_id LIMIT 1) AS first
+            SELECT {}, 1
             UNION ALL
-            SELECT {tenant}, {subscription}, s.n + 1 FROM s WHERE s.tenant_id IS NOT NULL AND s.n < $3)",
-        tenant = next("tenant_id"),
-        subscription = next("subscription_id"),
+            SELECT {}, s.n + 1 FROM s WHERE s.tenant_id IS NOT NULL AND s.n < $3)",
+        row("$1", "$2"),
+        row("s.tenant_id", "s.subscription_id"),
     )
 }
 

@@ -9,13 +9,19 @@ use crate::support::make::Maker;
 /// The statements as the store writes them, with values in place of the parameters.
 const STATEMENTS: &[(&str, &str)] = &[
     (
-        "the next subscription with something scheduled",
+        "the tenant's next subscription with something scheduled",
         "SELECT d.tenant_id FROM deliveries d
-         WHERE d.next_attempt_time IS NOT NULL AND (d.tenant_id, d.subscription_id) > ('ten_0', 'sub_0')
+         WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id = 'ten_0' AND d.subscription_id > 'sub_0'
          ORDER BY d.tenant_id, d.subscription_id LIMIT 1",
     ),
     (
-        "the same with the time of its first delivery",
+        "the next tenant's first one",
+        "SELECT d.tenant_id FROM deliveries d
+         WHERE d.next_attempt_time IS NOT NULL AND d.tenant_id > 'ten_0'
+         ORDER BY d.tenant_id, d.subscription_id LIMIT 1",
+    ),
+    (
+        "the next subscription with the time of its first delivery (PostgreSQL)",
         "SELECT d.tenant_id, d.subscription_id, d.next_attempt_time FROM deliveries d
          WHERE d.next_attempt_time IS NOT NULL AND (d.tenant_id, d.subscription_id) > ('ten_0', 'sub_0')
          ORDER BY d.tenant_id, d.subscription_id, d.next_attempt_time LIMIT 1",
