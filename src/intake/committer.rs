@@ -33,7 +33,7 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// How often a batch is tried again because settings or keys have changed meanwhile.
 const MAX_TRIES: usize = 32;
 
-/// The right to take what has arrived; given up when a group is written.
+/// The right to take what has arrived, unless it has been given up since the group is written.
 type Turn = Option<OwnedMutexGuard<mpsc::Receiver<Pending>>>;
 
 /// Commits what arrives until every sender is gone and nothing is left. When one committer fails, so does

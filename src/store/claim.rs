@@ -458,3 +458,30 @@ impl Store {
         Ok(events)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Config;
+
+    #[tokio::test]
+    async fn sqlite_looks_the_next_subscription_up_and_does_not_read_up_to_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("db");
+        let database_url = format!("sqlite://{}", path.display());
+        Store::migrate(&Config { database_url, ..Config::default() }).await.expect("migrated");
+        let connection = rusqlite::Connection::open(path).expect("opened");
+        let held = format!("{} SELECT tenant_id FROM s", subscriptions_with(HELD));
+        for sql in [scheduled(Dialect::Sqlite), held] {
+            let explain = format!("EXPLAIN QUERY PLAN {sql}");
+            let mut statement = connection.prepare(&explain).expect("prepared");
+            let (mut rows, mut plan) = (statement.raw_query(), Vec::new());
+            while let Some(row) = rows.next().expect("explained") {
+                plan.push(row.get::<_, String>(3).expect("text"));
+            }
+            // For both columns, at the beginning and from each to the next.
+            let by_both = |step: &&String| step.contains("(tenant_id=? AND subscription_id>?)");
+            assert_eq!(plan.iter().filter(by_both).count(), 4, "{plan:#?}");
+        }
+    }
+}

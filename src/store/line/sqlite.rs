@@ -230,8 +230,7 @@ impl Inner {
             connection.pragma_update(None, name, value)?;
         }
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        let log = log_of(&connection).map_err(|error| refused(sqlx::Error::Io(error)))?;
-        self.log.open(&Arc::new(log));
+        self.log.open(log_of(&connection).map_err(|error| refused(sqlx::Error::Io(error)))?);
         Ok(connection)
     }
 

@@ -20,7 +20,7 @@ use super::super::super::error::refused;
 use super::off_the_workers;
 
 /// A commit by its number: of two, the later one has the larger.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Commit(u64);
 
 /// What is known of the log.
@@ -70,8 +70,8 @@ impl Default for Log {
 
 impl Log {
     /// A new connection writes into `file` from now on.
-    pub(super) fn open(&self, file: &Arc<File>) {
-        let before = self.state().file.replace(Arc::clone(file));
+    pub(super) fn open(&self, file: File) {
+        let before = self.state().file.replace(Arc::new(file));
         // The system tells of a failure by the file that was open when it happened.
         if let Some(before) = before
             && let Err(error) = before.sync_data()

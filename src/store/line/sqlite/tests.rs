@@ -307,8 +307,8 @@ async fn a_closed_line_leaves_nothing_behind() {
 }
 
 /// What is no file cannot be synced.
-fn broken() -> Arc<File> {
-    let broken = Arc::new(File::open("/dev/null").expect("opened"));
+fn broken() -> File {
+    let broken = File::open("/dev/null").expect("opened");
     broken.sync_data().expect_err("it cannot be synced");
     broken
 }
@@ -353,16 +353,15 @@ fn commit(log: &Log) -> log::Commit {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
     let log = Log::default();
-    log.open(&Arc::new(tempfile::tempfile().expect("a file")));
+    log.open(tempfile::tempfile().expect("a file"));
     let (first, second) = (commit(&log), commit(&log));
     log.synced(first).await.expect("synced");
-    log.open(&broken());
+    log.open(broken());
     let third = commit(&log);
     log.synced(second).await.expect("it was synced with the first");
     let error = log.synced(third).await.expect_err("a sync of its own, which fails");
     assert!(error.is_unavailable(), "{error}");
-    let file = Arc::new(tempfile::tempfile().expect("a file"));
-    log.open(&file);
+    log.open(tempfile::tempfile().expect("a file"));
     // The system would say now that all is well.
     let fourth = commit(&log);
     log.synced(fourth).await.expect_err("in doubt");
@@ -374,7 +373,7 @@ async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_seen_a_commit_before_it_has_ended_waits_for_it() {
     let log = Log::default();
-    log.open(&Arc::new(tempfile::tempfile().expect("a file")));
+    log.open(tempfile::tempfile().expect("a file"));
     let committing = log.begin();
     let mut settled = Box::pin(log.synced(log.latest()));
     assert!(settled.as_mut().now_or_never().is_none(), "its pages may still be on their way");
@@ -392,7 +391,7 @@ async fn what_an_earlier_process_left_is_synced_before_it_is_told() {
     world.line.settled().await.expect("synced");
     // A connection that is replaced tells of what its log had failed to say.
     let log = &world.line.0.log;
-    log.open(&broken());
+    log.open(broken());
     drop(world.line.0.place().take());
     let refused = world.line.run(|transaction| {
         write(transaction, "written back first")?;
@@ -408,7 +407,7 @@ async fn after_a_sync_that_failed_nothing_counts_until_the_log_is_written_back()
     let world = World::new().await;
     let log = &world.line.0.log;
     world.note("before").await.expect("synced");
-    log.open(&broken());
+    log.open(broken());
     let refused = world.note("in doubt").await.expect_err("not synced");
     assert!(refused.is_unavailable(), "{refused}");
     let doubtful = log.latest();
