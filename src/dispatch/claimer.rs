@@ -15,7 +15,7 @@ use crate::domain::subscription::Subscription;
 use crate::store::{Candidate, Catalog, Claim, Error, SubscriptionRef};
 
 use super::Shared;
-use super::decide::claims::{Giver, PORTION, Plan, Round, rest};
+use super::decide::claims::{Giver, PORTION, Plan, Round};
 use super::queue::{Job, Permit, Queue};
 
 /// Subscriptions that one turn looks at.
@@ -68,7 +68,7 @@ pub(super) async fn run(
         let now = shared.clock.now();
         queue.prune(now);
         let poll_interval = shared.config.poll_interval;
-        let rest = rest(now.since(begin), poll_interval);
+        let rest = round.rest(now.since(begin), poll_interval);
         let pause = round.pause(now, rest, poll_interval);
         between_rounds(&shared, &queue, (rest, pause), &stop).await;
     }
@@ -150,7 +150,7 @@ async fn claim(
     let now = shared.clock.now();
     let mut tenants: Vec<_> = due.iter().map(|subscription| subscription.tenant_id).collect();
     tenants.dedup();
-    let settings_seen = shared.store.settings_seen();
+    // As they are now: something may be due for a subscription that another replica has just got.
     let catalogs = shared.catalog.current(&shared.store, &tenants).await?;
     let mut places = Places { queue, catalogs: &catalogs };
     // A tenant that is being deleted has no catalog; its deliveries go with it.
@@ -173,14 +173,7 @@ async fn claim(
         fail_point!(ClaimHandOver, continue);
         let catalog = catalogs.get(&delivery.tenant_id).cloned();
         let (Some(permit), Some(catalog)) = (permit, catalog) else { continue };
-        queue.push(Job {
-            delivery,
-            event: claimed.event,
-            catalog,
-            settings_time: now,
-            settings_seen,
-            permit,
-        });
+        queue.push(Job { delivery, event: claimed.event, catalog, permit });
     }
     let wanting = plan.take_wanting();
     drop(plan);

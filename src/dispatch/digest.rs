@@ -50,8 +50,6 @@ pub(super) async fn rest(shared: &Shared, queue: &Queue, first: &Job) -> Vec<Box
             delivery: claimed.delivery,
             event: claimed.event,
             catalog: first.catalog.clone(),
-            settings_time: first.settings_time,
-            settings_seen: first.settings_seen,
             permit,
         }));
     }

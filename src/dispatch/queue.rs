@@ -21,10 +21,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::delivery::Delivery;
 use crate::domain::event::Event;
-use crate::domain::id::{DeliveryId, NodeId, SubscriptionId};
+use crate::domain::id::{DeliveryId, NodeId, SubscriptionId, TenantId};
 use crate::domain::subscription::Subscription;
 use crate::domain::{Clock, Timestamp};
-use crate::store::{Catalog, SettingsSeen, SubscriptionRef};
+use crate::store::{Catalog, SubscriptionRef};
 
 use super::Config;
 use super::decide::lanes::{self, Lanes, Place};
@@ -41,10 +41,6 @@ pub struct Job {
     pub event: Arc<Event>,
     /// The tenant's settings as they were when it was leased.
     pub catalog: Catalog,
-    /// When the settings were read, and which of this process's changes they hold.
-    pub settings_time: Timestamp,
-    /// See [`Job::settings_time`].
-    pub settings_seen: SettingsSeen,
     /// Its place in memory, until its result is recorded.
     pub permit: Permit,
 }
@@ -283,7 +279,7 @@ impl Queue {
             let owner = Owner { tenant: job.delivery.tenant_id, subscription: id };
             let slot = self.0.in_flight.acquire(owner, allowance.is_prompt).await;
             // That may have taken long: what holds is what is true now.
-            self.0.worker.refresh(&mut job).await;
+            self.0.worker.refresh(&mut job, || self.tenants()).await;
             job = self.keep(job)?;
             let subscription = job.catalog.subscription(id).map(AsRef::as_ref);
             let rate = self.0.worker.rate(subscription);
@@ -317,6 +313,11 @@ impl Queue {
     /// Ends lanes that were only kept for their rate limit, once it has no more to say.
     pub(super) fn prune(&self, now: Timestamp) {
         self.0.lock().prune(now);
+    }
+
+    /// Whose deliveries are held.
+    pub(super) fn tenants(&self) -> Vec<TenantId> {
+        self.0.lock().tenants()
     }
 
     /// Whether a delivery has a place.

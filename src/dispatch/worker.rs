@@ -19,7 +19,7 @@ use crate::domain::channel::Channel;
 use crate::domain::delivery::{Delivery, State};
 use crate::domain::event::Event;
 use crate::domain::health::Gate;
-use crate::domain::id::{NodeId, SubscriptionId};
+use crate::domain::id::{NodeId, SubscriptionId, TenantId};
 use crate::domain::subscription::Subscription;
 use crate::domain::trace::{FinishedSpan, TraceContext};
 use crate::domain::{Clock, Timestamp};
@@ -27,8 +27,7 @@ use crate::store::{Catalog, DatabaseClock, Ended};
 
 use super::Shared;
 use super::decide::delivery::{
-    MAX_SETTINGS_AGE, after_attempt, ended_without_attempt, given_back, may_attempt, postponed,
-    quarantined, verdict,
+    after_attempt, ended_without_attempt, given_back, may_attempt, postponed, quarantined, verdict,
 };
 use super::decide::trust::{Allowance, Sign};
 use super::digest;
@@ -152,24 +151,22 @@ impl Worker {
             tracing::warn!(delivery.id = %job.delivery.id, "the lease of the delivery has run out; it is left to others");
             return None;
         }
-        self.refresh(job).await;
+        self.refresh(job, Vec::new).await;
         Some(job.catalog.clone())
     }
 
-    /// Reads the job's settings anew when they are older than they may be.
-    pub(super) async fn refresh(&self, job: &mut Job) {
-        let (now, seen) = (self.shared.clock.now(), self.shared.store.settings_seen());
-        if now.since(job.settings_time) <= MAX_SETTINGS_AGE && job.settings_seen == seen {
-            return;
-        }
-        let tenants = [job.delivery.tenant_id];
-        let current = self.shared.catalog.current(&self.shared.store, &tenants);
-        match Box::pin(current).await {
-            Ok(mut current) => {
-                if let Some(current) = current.remove(&job.delivery.tenant_id) {
-                    (job.catalog, job.settings_time, job.settings_seen) = (current, now, seen);
-                }
-            }
+    /// Has the job's settings not be older than they may be. If they have to be read, so are those of
+    /// `along`.
+    pub(super) async fn refresh(&self, job: &mut Job, along: impl FnOnce() -> Vec<TenantId>) {
+        let (cache, store) = (&self.shared.catalog, &self.shared.store);
+        let tenant_id = job.delivery.tenant_id;
+        let renewed = match cache.recent(store, tenant_id) {
+            Some(recent) => Ok(Some(recent)),
+            None => Box::pin(cache.renewed(store, tenant_id, along)).await,
+        };
+        match renewed {
+            Ok(Some(renewed)) => job.catalog = renewed,
+            Ok(None) => {}
             // The settings of a second ago still serve.
             Err(error) => tracing::debug!(%error, "settings could not be read anew"),
         }

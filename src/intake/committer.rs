@@ -14,9 +14,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::dispatch::{Job, Permit, Queue};
+use crate::domain::Clock;
 use crate::domain::id::TenantId;
-use crate::domain::{Clock, Timestamp};
-use crate::store::{AcceptResult, Catalog, CatalogCache, Error as StoreError, SettingsSeen, Store};
+use crate::store::{AcceptResult, Catalog, CatalogCache, Error as StoreError, Store};
 
 use super::batch::{Answer, Batch, Leased};
 use super::metrics::Metrics;
@@ -157,7 +157,7 @@ impl Committer {
         let mut uses = HashMap::new();
         let mut catalogs = self.catalog.believed(&self.store, &tenants).await?;
         for _ in 0..MAX_TRIES {
-            let settings_seen = self.store.settings_seen();
+            let look = self.store.look();
             let mut batch = Batch::prepare(group, &catalogs, now, &mut self.random);
             if batch.delivery_count() > MAX_DELIVERIES && group.len() > 1 {
                 return Ok(None);
@@ -176,7 +176,9 @@ impl Committer {
                     let wanting = batch.take_wanting();
                     let (results, leased) = batch.finish();
                     let leased = leased.into_iter().zip(permits);
-                    self.hand_over(leased, &catalogs, now, settings_seen).await;
+                    // It has compared their versions.
+                    self.catalog.confirm(&catalogs, look);
+                    self.hand_over(leased, &catalogs).await;
                     for (subscription, is_heavy) in wanting {
                         self.queue.want(&subscription, is_heavy);
                     }
@@ -201,13 +203,11 @@ impl Committer {
         &self,
         leased: impl Iterator<Item = (Leased, Permit)>,
         catalogs: &HashMap<TenantId, Catalog>,
-        settings_time: Timestamp,
-        settings_seen: SettingsSeen,
     ) {
         for ((delivery, event), permit) in leased {
             fail_point!(AcceptHandOver, continue);
             let Some(catalog) = catalogs.get(&delivery.tenant_id).cloned() else { continue };
-            self.queue.push(Job { delivery, event, catalog, settings_time, settings_seen, permit });
+            self.queue.push(Job { delivery, event, catalog, permit });
         }
     }
 }

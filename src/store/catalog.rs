@@ -4,6 +4,9 @@
 //! the same transaction. Who is about to match reads the versions (one cheap query for a whole
 //! batch) and reloads what is out of date: a subscription that was created before an Emit is always
 //! seen, on every replica. The cache is only an optimisation; dropping it loses nothing.
+//!
+//! Attempts need less than that: settings of a second ago ([`CatalogCache::recent`]). So it is known of
+//! each tenant when the database last said that what is cached is true.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,13 +25,15 @@ use crate::domain::subscription::Subscription;
 use crate::domain::tenant::Tenant;
 
 use super::rows::PLATFORM;
-use super::{Error, Store, bulk};
+use super::{Error, SettingsSeen, Store, bulk};
 
 /// Most tenants that are kept. Reaching it empties the cache: simple, and rare.
 const MAX_TENANTS: usize = 20_000;
 /// How long settings are believed of which some could not be read: a row that is restored in the
 /// database, and a key that is put into the file, change no version.
 const UNREADABLE_AGE: Duration = Duration::from_secs(1);
+/// Most tenants whose settings are looked at along with those that somebody needs.
+const MAX_ALONG: usize = 1_000;
 
 /// An event type with its schema, ready to check payloads.
 #[derive(Debug)]
@@ -136,8 +141,24 @@ impl Catalog {
 /// The cache. Cheap to share.
 #[derive(Debug, Default)]
 pub struct CatalogCache {
-    tenants: RwLock<HashMap<TenantId, Arc<TenantCatalog>>>,
+    tenants: RwLock<HashMap<TenantId, Known>>,
     platform: RwLock<Option<Arc<PlatformCatalog>>>,
+    /// Held by who looks at the settings of others along with its own.
+    along: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Known {
+    catalog: Arc<TenantCatalog>,
+    /// The last look that found it to be true.
+    look: Option<Look>,
+}
+
+/// A look at the settings in the database: what it finds is as it was when it began, or newer.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    begin: Instant,
+    seen: SettingsSeen,
 }
 
 /// Versions of tenants as the database has them; a tenant that is missing does not exist.
@@ -148,6 +169,10 @@ pub(super) struct Versions {
 }
 
 impl CatalogCache {
+    /// How old settings may be when an attempt is made by them: another replica may have changed them.
+    /// Changes of this process are seen at once.
+    pub const MAX_AGE: Duration = Duration::from_secs(1);
+
     /// The catalogs of these tenants as they are in the database now. Unknown tenants are left out.
     ///
     /// # Errors
@@ -157,8 +182,62 @@ impl CatalogCache {
         store: &Store,
         tenants: &[TenantId],
     ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        let look = store.look();
         let versions = store.versions(&store.read, tenants).await?;
-        self.at(store, &versions).await
+        let catalogs = self.at(store, &versions).await?;
+        self.confirm(&catalogs, look);
+        Ok(catalogs)
+    }
+
+    /// The tenant's catalog, not older than [`CatalogCache::MAX_AGE`]; `None` when there is no such tenant.
+    /// When the database must be asked it is asked for `along`, too: those whose settings will be needed
+    /// soon.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn renewed(
+        &self,
+        store: &Store,
+        tenant_id: TenantId,
+        along: impl FnOnce() -> Vec<TenantId>,
+    ) -> Result<Option<Catalog>, Error> {
+        if let Some(recent) = self.recent(store, tenant_id) {
+            return Ok(Some(recent));
+        }
+        let mut asked = vec![tenant_id];
+        // One at a time: whoever comes meanwhile asks for its own.
+        let looking = self.along.try_lock();
+        if looking.is_ok() {
+            let is_old = |id: &TenantId| {
+                *id != tenant_id && self.cached(*id).is_some() && self.recent(store, *id).is_none()
+            };
+            asked.extend(along().into_iter().filter(is_old).take(MAX_ALONG));
+        }
+        Ok(self.current(store, &asked).await?.remove(&tenant_id))
+    }
+
+    /// The tenant's catalog, if it is known to be not older than [`CatalogCache::MAX_AGE`]. The database
+    /// is not asked.
+    pub fn recent(&self, store: &Store, tenant_id: TenantId) -> Option<Catalog> {
+        let Look { begin, seen } = store.look();
+        let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let known = tenants.get(&tenant_id)?;
+        let look = known.look?;
+        let is_recent = look.seen == seen && begin.duration_since(look.begin) <= Self::MAX_AGE;
+        let own = Some(&known.catalog).filter(|own| is_recent && own.is_current(own.version))?;
+        Some(Catalog { own: Arc::clone(own), platform })
+    }
+
+    /// Takes note that a look at the settings has found these to be true.
+    pub fn confirm(&self, catalogs: &HashMap<TenantId, Catalog>, look: Look) {
+        let mut tenants = self.tenants.write().unwrap_or_else(PoisonError::into_inner);
+        for (id, Catalog { own, .. }) in catalogs {
+            let known = tenants.get_mut(id).filter(|known| known.catalog.version >= own.version);
+            if let Some(known) = known {
+                known.look = Some(look);
+            }
+        }
     }
 
     /// The catalogs of these tenants as they were read last; only those are asked for that are not
@@ -190,7 +269,7 @@ impl CatalogCache {
     pub fn cached(&self, tenant_id: TenantId) -> Option<Catalog> {
         let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Catalog { own: tenants.get(&tenant_id).cloned()?, platform })
+        Some(Catalog { own: Arc::clone(&tenants.get(&tenant_id)?.catalog), platform })
     }
 
     /// The catalogs at `versions` or later.
@@ -220,8 +299,10 @@ impl CatalogCache {
         }
         let types = compile(store.event_types_of(None).await?);
         let loaded = Arc::new(PlatformCatalog { version, types });
-        *self.platform.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&loaded));
-        Ok(loaded)
+        let mut platform = self.platform.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody may have loaded newer ones meanwhile.
+        let newest = platform.take().filter(|known| known.version > version).unwrap_or(loaded);
+        Ok(Arc::clone(platform.insert(newest)))
     }
 
     async fn tenant_at(
@@ -230,10 +311,12 @@ impl CatalogCache {
         tenant_id: TenantId,
         version: i64,
     ) -> Result<Option<Arc<TenantCatalog>>, Error> {
-        let cached =
-            self.tenants.read().unwrap_or_else(PoisonError::into_inner).get(&tenant_id).cloned();
-        if let Some(cached) = cached.filter(|cached| cached.is_current(version)) {
-            return Ok(Some(cached));
+        {
+            let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+            let cached = tenants.get(&tenant_id).map(|known| &known.catalog);
+            if let Some(cached) = cached.filter(|cached| cached.is_current(version)) {
+                return Ok(Some(Arc::clone(cached)));
+            }
         }
         // The version was read before the rows: rows that are newer only mean one reload too many.
         let Some(tenant) = store.tenant(tenant_id).await? else { return Ok(None) };
@@ -254,12 +337,22 @@ impl CatalogCache {
         if tenants.len() >= MAX_TENANTS {
             tenants.clear();
         }
-        tenants.insert(tenant_id, Arc::clone(&loaded));
+        // Somebody may have loaded newer ones meanwhile.
+        if let Some(newer) = tenants.get(&tenant_id).filter(|known| known.catalog.version > version)
+        {
+            return Ok(Some(Arc::clone(&newer.catalog)));
+        }
+        tenants.insert(tenant_id, Known { catalog: Arc::clone(&loaded), look: None });
         Ok(Some(loaded))
     }
 }
 
 impl Store {
+    /// A look at the settings that begins now.
+    pub fn look(&self) -> Look {
+        Look { begin: now(), seen: self.settings_seen() }
+    }
+
     /// The versions of these tenants' settings, and of the platform's.
     pub(super) async fn versions(
         &self,

@@ -41,7 +41,7 @@ mod wake;
 
 pub use accept::{AcceptResult, Acceptance, IdempotencyKey, KeyUse};
 pub use announcements::Announcement;
-pub use catalog::{Catalog, CatalogCache, PlatformCatalog, TenantCatalog, TypeInfo};
+pub use catalog::{Catalog, CatalogCache, Look, PlatformCatalog, TenantCatalog, TypeInfo};
 pub use claim::{Candidate, Claim, Claimed, Room, SubscriptionRef, admitted};
 pub use clock::DatabaseClock;
 pub use connect::{Config, Database};
@@ -60,7 +60,8 @@ pub use vault::{
     KeyId, KeySource, KeyText, KeyUsage, MASTER_KEY_PREFIX, MasterKey, NoRandomness, Prepared,
     Rewrapped, SealedRow, Table, VaultStatus, add_master_key,
 };
-pub use wake::{Listener, SettingsSeen};
+pub use wake::Listener;
+use wake::SettingsSeen;
 
 use sea_orm::DatabaseConnection;
 

@@ -42,7 +42,7 @@ impl Wakes {
 
 /// Which settings somebody has seen: those of this process's changes up to a point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SettingsSeen(u64);
+pub(super) struct SettingsSeen(u64);
 
 /// Hears the wake-ups of other replicas.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl Store {
 
     /// Which settings are to be seen now. Another value later means that this process has changed
     /// some meanwhile; changes of other replicas do not show here.
-    pub fn settings_seen(&self) -> SettingsSeen {
+    pub(super) fn settings_seen(&self) -> SettingsSeen {
         SettingsSeen(self.wakes.settings.load(Ordering::Acquire))
     }
 

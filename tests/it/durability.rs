@@ -20,7 +20,7 @@ use crate::support::proxy::Proxy;
 use crate::support::{App, Client, Database, Receiver, Reply};
 
 /// Callers that emit without a pause until they are told to stop.
-struct Load {
+pub(crate) struct Load {
     acknowledged: Arc<Mutex<HashSet<String>>>,
     failed: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -28,7 +28,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(client: &Client, tenant_id: &str, callers: usize) -> Self {
+    pub(crate) fn start(client: &Client, tenant_id: &str, callers: usize) -> Self {
         let acknowledged = Arc::new(Mutex::new(HashSet::new()));
         let (failed, stop) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let mut tasks = JoinSet::new();
@@ -52,7 +52,7 @@ impl Load {
         Self { acknowledged, failed, stop, callers: tasks }
     }
 
-    async fn wait_for(&self, count: usize) {
+    pub(crate) async fn wait_for(&self, count: usize) {
         for _ in 0..3_000 {
             if self.acknowledged.lock().await.len() >= count {
                 return;
@@ -62,7 +62,7 @@ impl Load {
         panic!("{count} events were never acknowledged");
     }
 
-    async fn stop(mut self) -> (HashSet<String>, usize) {
+    pub(crate) async fn stop(mut self) -> (HashSet<String>, usize) {
         self.stop.store(true, Ordering::Relaxed);
         while self.callers.join_next().await.is_some() {}
         let failed = self.failed.load(Ordering::Relaxed);
@@ -80,7 +80,7 @@ fn arrivals(receiver: &Receiver) -> HashMap<String, usize> {
 }
 
 /// Waits until every acknowledged event has arrived; returns the duplicates.
-async fn all_arrive(receiver: &Receiver, acknowledged: &HashSet<String>) -> usize {
+pub(crate) async fn all_arrive(receiver: &Receiver, acknowledged: &HashSet<String>) -> usize {
     let mut lost = 0;
     for _ in 0..600 {
         let arrived = arrivals(receiver);

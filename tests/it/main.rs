@@ -36,11 +36,14 @@ mod memory;
 mod observe;
 mod plans;
 mod pooler;
+#[cfg(target_os = "linux")]
+mod power;
 mod quarantine;
 mod recipients;
 mod replicas;
 mod rotation;
 mod scaling;
+mod settings;
 mod signatures;
 #[cfg(target_os = "linux")]
 mod skew;

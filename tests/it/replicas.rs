@@ -126,6 +126,28 @@ async fn two_replicas_hold_max_in_flight_in_sum() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_a_replica_has_not_heard_of_is_read_when_it_claims_for_it() {
+    let pair = Pair::start(Policy::default()).await;
+    let tenant = pair.first.operator.create_tenant("Acme").await;
+    let receiver = Receiver::answering(200).await;
+    pair.first.operator.subscribe(&tenant.id, &["user.*"], &receiver.url()).await;
+    for number in 0..12 {
+        // By this the other one knows the tenant's settings as they are now, and needs not ask for a while.
+        pair.other.emit(&tenant.id, "user.created", "{}").await;
+        // Only one of the two may attempt what this one gets: here this one, there the other.
+        let webhook =
+            proto::WebhookChannel { url: receiver.url(), max_in_flight: 1, ..Default::default() };
+        let event_type = format!("run.number_{number}");
+        let (subscription, _) =
+            pair.first.operator.subscribe_with(&tenant.id, &[&event_type], webhook, None).await;
+        pair.first.operator.emit(&tenant.id, &event_type, "{}").await;
+        let all = pair.first.operator.wait_for_all(&subscription, DeliveryState::Succeeded).await;
+        assert_eq!(all.len(), 1);
+    }
+    pair.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_hold_a_rate_in_sum_and_one_takes_over_all_of_it() {
     const PER_SECOND: f64 = 20.0;
     let pair = Pair::start(Policy::default()).await;

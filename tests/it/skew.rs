@@ -5,7 +5,6 @@
 //! time namespaces leave the wall clock alone, and libfaketime would be one more package to install,
 //! and shifts the steady clock, too, unless it is told not to.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tidings::api::proto::{
@@ -15,26 +14,16 @@ use tidings::api::proto::{
 
 use crate::support::app::emit_request;
 use crate::support::fleet::Fleet;
+use crate::support::preload::preload;
 use crate::support::{Client, Database, Receiver, Reply};
 
 const SHIFT_SECONDS: i64 = 600;
 /// How far apart two right clocks may seem to be on a busy machine.
 const TOLERANCE: Duration = Duration::from_mins(1);
 
-/// The library that shifts a process's wall clock.
-async fn compiled(folder: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/shifted_clock.c");
-    let library = folder.join("shifted_clock.so");
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    let mut command = tokio::process::Command::new(compiler);
-    command.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(source).arg("-ldl");
-    assert!(command.status().await.expect("a C compiler").success());
-    library
-}
-
 /// One replica ahead, one behind. The first lines of their logs show that it is so.
 async fn skewed(database: Database) -> Fleet {
-    let library = compiled(database.folder.path()).await.display().to_string();
+    let library = preload("shifted_clock", database.folder.path()).await;
     let mut fleet = Fleet::on(database).await;
     for (number, shift) in [SHIFT_SECONDS, -SHIFT_SECONDS].into_iter().enumerate() {
         let seconds = shift.to_string();

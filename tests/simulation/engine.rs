@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-use tidings::dispatch::decide::claims::{Plan, Round, rest};
+use tidings::dispatch::decide::claims::{Plan, Round};
 use tidings::dispatch::decide::delivery::{
-    MAX_SETTINGS_AGE, after_attempt, after_manual, ended_without_attempt, given_back, is_suspect,
-    may_attempt, quarantined, said_of_endpoint, verdict,
+    after_attempt, after_manual, ended_without_attempt, given_back, is_suspect, may_attempt,
+    quarantined, said_of_endpoint, verdict,
 };
 use tidings::dispatch::decide::lanes;
 use tidings::dispatch::decide::lease::Tenure;
@@ -25,7 +25,7 @@ use tidings::domain::id::{DeliveryId, NodeId, SubscriptionId};
 use tidings::domain::replicas::Replicas;
 use tidings::domain::retry::RetryPolicy;
 use tidings::domain::subscription::Subscription;
-use tidings::store::{Ended, HealthChange, LateResult, ManualClaim, Observed};
+use tidings::store::{CatalogCache, Ended, HealthChange, LateResult, ManualClaim, Observed};
 
 use super::database::{Database, Leased, reference};
 use super::faults::Fired;
@@ -338,7 +338,7 @@ impl World {
         let took = self.now.since(own.claim_begin);
         if is_of_all {
             own.lanes.borrow_mut().prune(now);
-            let rest = rest(took, poll_interval);
+            let rest = round.rest(took, poll_interval);
             // Who was called meanwhile looks again as soon as may be.
             let was_called = own.next_round <= self.now;
             own.earliest_round = self.now.plus(rest);
@@ -795,7 +795,7 @@ impl World {
 
 /// What the product's `Worker::refresh` does, when the database answers.
 fn refresh(job: &mut Job, database: &Database, now: Timestamp) {
-    if now.since(job.settings_time) > MAX_SETTINGS_AGE {
+    if now.since(job.settings_time) > CatalogCache::MAX_AGE {
         job.subscription = database.subscription(reference(&job.delivery));
         job.settings_time = now;
     }

@@ -20,10 +20,12 @@ use super::wants::Want;
 pub const PORTION: usize = 64;
 /// The shortest pause between two rounds: lets results and other work get a turn.
 const BREATH: Duration = Duration::from_millis(2);
-/// How many times as long as a round takes there is no other one.
-const REST: u32 = 8;
-/// A claim of so many deliveries is worth its transaction.
+/// A claim of so many deliveries is worth its transaction, and a round its look at everything.
 const WORTH: usize = 32;
+/// How many times as long as a round takes there is no other one: after one that was worth it, and after
+/// one that was not.
+const REST: u32 = 8;
+const LONG_REST: u32 = 24;
 
 /// What a round over all subscriptions found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,8 +56,14 @@ impl Round {
         self.next_due = self.next_due.into_iter().chain([time]).min();
     }
 
+    /// How long to wait at least after the round, which has taken so long.
+    pub fn rest(&self, took: Duration, poll_interval: Duration) -> Duration {
+        let times = if self.claimed < WORTH { LONG_REST } else { REST };
+        (took * times).max(BREATH).min(poll_interval.max(BREATH))
+    }
+
     /// How long to wait until the next round when nothing wakes the node. `rest` is the least, see
-    /// [`rest`].
+    /// [`Round::rest`].
     pub fn pause(&self, now: Timestamp, rest: Duration, poll_interval: Duration) -> Duration {
         if self.claimed > 0 {
             return rest;
@@ -67,13 +75,8 @@ impl Round {
     /// How long to wait after a claim for those that had room again, which has taken so long: where they
     /// are many and each has a little, they share the next one.
     pub fn breath(&self, took: Duration, poll_interval: Duration) -> Duration {
-        if self.claimed < WORTH { rest(took, poll_interval) } else { BREATH }
+        if self.claimed < WORTH { self.rest(took, poll_interval) } else { BREATH }
     }
-}
-
-/// How long to wait at least after a round that has taken so long.
-pub fn rest(took: Duration, poll_interval: Duration) -> Duration {
-    (took * REST).max(BREATH).min(poll_interval.max(BREATH))
 }
 
 /// Who gives places: `P` is a place.

@@ -21,10 +21,6 @@ use super::lanes::Place;
 /// Interrupted leases in a row that are forgiven: the attempt that follows, the third, is made apart.
 const FORGIVEN: u32 = 2;
 
-/// Settings older than this are read anew before an attempt: another replica may have changed them.
-/// Changes of this process are seen at once.
-pub const MAX_SETTINGS_AGE: Duration = Duration::from_secs(1);
-
 /// What becomes of a delivery that must not be attempted now; `None` when it may be.
 pub fn verdict(
     delivery: &Delivery,

@@ -179,6 +179,11 @@ impl<J> Lanes<J> {
         }
     }
 
+    /// Who has places.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        self.by_tenant.keys().copied().collect()
+    }
+
     /// Reserves up to `wanted` places for a subscription that may have `allowance`; fewer or none when
     /// the lane or the node is full, or the lanes are closed.
     pub fn reserve(

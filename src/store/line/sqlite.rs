@@ -192,10 +192,8 @@ impl Inner {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let ended = match work(&transaction)? {
             End::Commit(value) => {
-                // Before anybody can see it.
-                let committing = self.log.begin();
-                transaction.commit()?;
-                (value, Some(committing.commit))
+                let ((), commit) = self.log.commit(|| transaction.commit())?;
+                (value, Some(commit))
             }
             End::Rollback(value) => {
                 transaction.rollback()?;

@@ -12,6 +12,7 @@ pub(crate) mod mailing;
 pub(crate) mod make;
 pub(crate) mod namespace;
 pub(crate) mod pooler;
+pub(crate) mod preload;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod receiver;

@@ -46,10 +46,9 @@ struct State {
 
 /// A commit that has begun; dropped when it has ended.
 #[derive(Debug)]
-pub(super) struct Committing<'l> {
+struct Committing<'l> {
     log: &'l Log,
-    /// Which one it is.
-    pub(super) commit: Commit,
+    commit: Commit,
 }
 
 impl Drop for Committing<'_> {
@@ -85,11 +84,18 @@ impl Log {
         self.state().file.is_some()
     }
 
-    /// A commit is about to begin. There is one at a time.
-    pub(super) fn begin(&self) -> Committing<'_> {
-        let mut state = self.state();
-        state.begun.0 += 1;
-        Committing { log: self, commit: state.begun }
+    /// Commits by `work`, and says which commit that was. There is one at a time. It counts from before it
+    /// can be seen.
+    pub(super) fn commit<T, E>(
+        &self,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Commit), E> {
+        let committing = {
+            let mut state = self.state();
+            state.begun.0 += 1;
+            Committing { log: self, commit: state.begun }
+        };
+        Ok((work()?, committing.commit))
     }
 
     /// The latest commit that anybody can have seen.

@@ -347,7 +347,7 @@ async fn nobody_is_told_before_the_log_is_on_the_disk_and_the_next_one_goes_on()
 
 /// Commits, as far as the log knows.
 fn commit(log: &Log) -> log::Commit {
-    log.begin().commit
+    log.commit(|| Ok::<_, Error>(())).expect("committed").1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -374,10 +374,12 @@ async fn one_sync_is_for_all_that_had_committed_and_none_for_those_after() {
 async fn whoever_has_seen_a_commit_before_it_has_ended_waits_for_it() {
     let log = Log::default();
     log.open(tempfile::tempfile().expect("a file"));
-    let committing = log.begin();
-    let mut settled = Box::pin(log.synced(log.latest()));
-    assert!(settled.as_mut().now_or_never().is_none(), "its pages may still be on their way");
-    drop(committing);
+    let committed = log.commit(|| {
+        let mut settled = Box::pin(log.synced(log.latest()));
+        assert!(settled.as_mut().now_or_never().is_none(), "its pages may still be on their way");
+        Ok::<_, Error>(settled)
+    });
+    let (settled, _) = committed.expect("committed");
     settled.await.expect("synced");
 }
 
