@@ -45,8 +45,15 @@ impl Setting for DatabaseUrl {
         let right = "sqlite://path or postgres://user:password@host:port/database";
         let config = store::Config { database_url: text.into(), ..store::Config::default() };
         let database = config.database().map_err(|_| right.to_owned())?;
-        if database.embedded_file().is_some() && text.contains(":memory:") {
-            return Err(format!("{right}: what is only in memory would not be durable"));
+        if database.embedded_file().is_some() {
+            let (_, parameters) = text.split_once('?').unwrap_or_default();
+            if text.contains(":memory:") || parameters.contains("mode=memory") {
+                return Err(format!("{right}: what is only in memory would not be durable"));
+            }
+            // What others write to have the file made, which is what is done anyway.
+            if !matches!(parameters, "" | "mode=rwc") {
+                return Err(format!("{right}: a file has no parameters, such as {parameters:?}"));
+            }
         }
         Ok(Self(text.into()))
     }
@@ -193,9 +200,21 @@ mod tests {
     }
 
     #[test]
-    fn a_database_in_memory_is_refused() {
-        for url in ["sqlite::memory:", "sqlite://:memory:", "mysql://a/b", "tidings.db", ""] {
+    fn a_database_that_would_lose_something_is_refused() {
+        for url in [
+            "sqlite::memory:",
+            "sqlite://:memory:",
+            "sqlite://a.db?mode=memory",
+            "sqlite://a.db?mode=ro",
+            "sqlite://a.db?vfs=unix-none",
+            "mysql://a/b",
+            "tidings.db",
+            "",
+        ] {
             assert!(DatabaseUrl::read(url).is_err(), "{url}");
+        }
+        for url in ["sqlite://a.db", "sqlite://a.db?mode=rwc", "postgres://a/b?sslmode=require"] {
+            assert!(DatabaseUrl::read(url).is_ok(), "{url}");
         }
     }
 }

@@ -34,8 +34,9 @@ pub(super) use tls::client_config;
 
 use crate::domain::endpoint;
 
-/// Idle connections that are kept per endpoint: enough for some busy subscriptions.
-pub const DEFAULT_POOL_IDLE_PER_HOST: usize = 64;
+/// Idle connections that are kept per host and port: enough for a dozen busy subscriptions there. More are
+/// opened when more attempts are under way; those would be closed after a request each.
+pub const DEFAULT_POOL_IDLE_PER_HOST: usize = 256;
 /// How long an idle connection is kept: less than the 5 s after which Node.js's servers, the
 /// quickest of the common ones, hang up, because a request that meets the hang-up fails.
 pub const DEFAULT_POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
@@ -50,7 +51,7 @@ pub struct Config {
     pub deny_cidrs: Vec<Cidr>,
     /// Whether URLs may begin with `http://`: for development.
     pub allow_http: bool,
-    /// Idle connections that are kept per endpoint.
+    /// Idle connections that are kept per host and port.
     pub pool_idle_per_host: usize,
     /// How long an idle connection is kept.
     pub pool_idle_timeout: Duration,

@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use prometheus_client::registry::Registry;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Barrier;
 
 use self::endpoint::{Endpoint, LONG, read_request};
 use super::resolver::Resolver;
@@ -450,6 +453,34 @@ async fn connections_are_reused() {
         assert_eq!(report.outcome, Outcome::Delivered);
     }
     assert_eq!(endpoint.connections(), 1);
+}
+
+#[tokio::test]
+async fn as_many_connections_are_kept_as_ten_busy_subscriptions_of_a_host_use() {
+    const AT_ONCE: usize = 160;
+    let all_are_there = Arc::new(Barrier::new(AT_ONCE));
+    let endpoint = Endpoint::start(move |mut stream| {
+        let all_are_there = Arc::clone(&all_are_there);
+        async move {
+            while read_request(&mut stream).await.is_some() {
+                all_are_there.wait().await;
+                stream.write_all(OK.as_bytes()).await.ok();
+            }
+            Vec::new()
+        }
+    })
+    .await;
+    let (client, url) = (client(&loopback()), endpoint.url());
+    for _ in 0..3 {
+        let (task, settings) = (task(&url), settings(&url));
+        let attempts = (0..AT_ONCE).map(|_| client.attempt(&task, &settings));
+        for report in join_all(attempts).await {
+            assert_eq!(report.outcome, Outcome::Delivered);
+        }
+        // They come back to the pool.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(endpoint.connections(), AT_ONCE);
 }
 
 #[tokio::test]
