@@ -23,7 +23,7 @@ const BREATH: Duration = Duration::from_millis(2);
 /// A claim of so many deliveries is worth its transaction, and a round its look at everything.
 const WORTH: usize = 32;
 /// How many times as long as a round takes there is no other one: after one that was worth it, and after
-/// one that was not.
+/// one that was not. The first also holds for a claim in between that was not.
 const REST: u32 = 8;
 const LONG_REST: u32 = 24;
 
@@ -58,8 +58,7 @@ impl Round {
 
     /// How long to wait at least after the round, which has taken so long.
     pub fn rest(&self, took: Duration, poll_interval: Duration) -> Duration {
-        let times = if self.claimed < WORTH { LONG_REST } else { REST };
-        (took * times).max(BREATH).min(poll_interval.max(BREATH))
+        rest(took, if self.claimed < WORTH { LONG_REST } else { REST }, poll_interval)
     }
 
     /// How long to wait until the next round when nothing wakes the node. `rest` is the least, see
@@ -75,8 +74,12 @@ impl Round {
     /// How long to wait after a claim for those that had room again, which has taken so long: where they
     /// are many and each has a little, they share the next one.
     pub fn breath(&self, took: Duration, poll_interval: Duration) -> Duration {
-        if self.claimed < WORTH { self.rest(took, poll_interval) } else { BREATH }
+        if self.claimed < WORTH { rest(took, REST, poll_interval) } else { BREATH }
     }
+}
+
+fn rest(took: Duration, times: u32, poll_interval: Duration) -> Duration {
+    (took * times).max(BREATH).min(poll_interval.max(BREATH))
 }
 
 /// Who gives places: `P` is a place.
