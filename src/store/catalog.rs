@@ -213,7 +213,14 @@ impl CatalogCache {
             };
             asked.extend(along().into_iter().filter(is_old).take(MAX_ALONG));
         }
-        Ok(self.current(store, &asked).await?.remove(&tenant_id))
+        let found = match self.current(store, &asked).await {
+            // Settings that nobody can read are not to keep those of others from being read.
+            Err(error) if asked.len() > 1 && !error.is_unavailable() => {
+                self.current(store, &[tenant_id]).await
+            }
+            found => found,
+        };
+        Ok(found?.remove(&tenant_id))
     }
 
     /// The tenant's catalog, if it is known to be not older than [`CatalogCache::MAX_AGE`]. The database

@@ -326,11 +326,11 @@ on_both! {
         app.operator.subscribe_with(&tenant.id, &["trial.ending"], webhook, None).await;
         let now = std::time::SystemTime::now();
         let soon = proto::EmitRequest {
-            expire_time: Some((now + Duration::from_secs(1)).into()),
+            expire_time: Some((now + Duration::from_secs(3)).into()),
             ..emit_request(&tenant.id, "trial.ending", "{}")
         };
         let soon = app.operator.events().emit(soon).await.expect("accepted").into_inner();
-        for _ in 0..500 {
+        for _ in 0..1_500 {
             let deliveries = app.operator.deliveries_of(&tenant.id, &soon.event_id).await;
             if deliveries.iter().any(|delivery| delivery.state() == DeliveryState::Expired) {
                 assert_eq!(failing.requests().len(), 1, "no retry after the expiry");

@@ -99,7 +99,8 @@ async fn two_replicas_hold_max_in_flight_in_sum() {
     // a remainder.
     for limit in [1_usize, 2, 5] {
         let count = 12 * limit;
-        let delay = Duration::from_millis(60);
+        // Long enough for as many as may be under way to be so at the same time, also on a busy machine.
+        let delay = Duration::from_millis(120);
         let receiver = Receiver::scripted(move |_, _| Reply::status(200).after(delay)).await;
         let webhook = proto::WebhookChannel {
             url: receiver.url(),

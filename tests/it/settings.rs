@@ -29,6 +29,13 @@ on_both! {
         assert!(cached().subscription(subscription.id).is_some(), "it was asked for, too");
         assert!(cache.cached(unheard_of).is_none(), "who was never asked for is not read for this");
 
+        let spoilt = format!("UPDATE subscriptions SET channel = '{{}}' WHERE id = '{}'", subscription.id);
+        database.execute(&spoilt).await;
+        database.execute("UPDATE tenant_config SET version = version + 1").await;
+        maker.tenant(&store, now).await;
+        cache.current(&store, &[waiting]).await.expect_err("nobody can read it");
+        assert!(cache.renewed(&store, one, along).await.expect("its own are sound").is_some());
+
         store.delete_tenant(one, None, now).await.expect("deleted");
         let found = cache.renewed(&store, one, Vec::new).await.expect("read");
         assert!(found.is_none(), "it is gone, whatever is cached");
