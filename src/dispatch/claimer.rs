@@ -151,9 +151,10 @@ async fn claim(
     let mut tenants: Vec<_> = due.iter().map(|subscription| subscription.tenant_id).collect();
     tenants.dedup();
     // As they are now: something may be due for a subscription that another replica has just got.
-    let catalogs = shared.catalog.current(&shared.store, &tenants).await?;
+    let catalogs = shared.catalog.readable(&shared.store, &tenants).await?;
     let mut places = Places { queue, catalogs: &catalogs };
-    // A tenant that is being deleted has no catalog; its deliveries go with it.
+    // A tenant that is being deleted has no catalog; its deliveries go with it. Nor has one whose settings
+    // cannot be read; its deliveries wait.
     let known = due.iter().filter(|of| catalogs.contains_key(&of.tenant_id));
     let gates = known.map(|of| (*of, shared.endpoints.gate(of.id, places.settings(*of), now)));
     let gates: Vec<_> = gates.collect();

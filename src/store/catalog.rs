@@ -176,15 +176,49 @@ impl CatalogCache {
     /// The catalogs of these tenants as they are in the database now. Unknown tenants are left out.
     ///
     /// # Errors
-    /// When the database does not answer.
+    /// When the database does not answer, or one of them cannot be read.
     pub async fn current(
         &self,
         store: &Store,
         tenants: &[TenantId],
     ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        self.look_at(store, tenants, true).await
+    }
+
+    /// The same, without those that cannot be read: they hold up nobody else.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn readable(
+        &self,
+        store: &Store,
+        tenants: &[TenantId],
+    ) -> Result<HashMap<TenantId, Catalog>, Error> {
+        self.look_at(store, tenants, false).await
+    }
+
+    async fn look_at(
+        &self,
+        store: &Store,
+        tenants: &[TenantId],
+        all_or_none: bool,
+    ) -> Result<HashMap<TenantId, Catalog>, Error> {
         let look = store.look();
         let versions = store.versions(&store.read, tenants).await?;
-        let catalogs = self.at(store, &versions).await?;
+        let platform = self.platform_at(store, versions.platform).await?;
+        let mut catalogs = HashMap::with_capacity(versions.tenants.len());
+        for (tenant_id, version) in versions.tenants {
+            match self.tenant_at(store, tenant_id, version).await {
+                Ok(Some(own)) => {
+                    catalogs.insert(tenant_id, Catalog { own, platform: Arc::clone(&platform) });
+                }
+                Ok(None) => {}
+                Err(error) if all_or_none || error.is_unavailable() => return Err(error),
+                Err(error) => {
+                    tracing::error!(tenant.id = %tenant_id, %error, "the settings of a tenant cannot be read; its deliveries wait");
+                }
+            }
+        }
         self.confirm(&catalogs, look);
         Ok(catalogs)
     }
@@ -213,14 +247,7 @@ impl CatalogCache {
             };
             asked.extend(along().into_iter().filter(is_old).take(MAX_ALONG));
         }
-        let found = match self.current(store, &asked).await {
-            // Settings that nobody can read are not to keep those of others from being read.
-            Err(error) if asked.len() > 1 && !error.is_unavailable() => {
-                self.current(store, &[tenant_id]).await
-            }
-            found => found,
-        };
-        Ok(found?.remove(&tenant_id))
+        Ok(self.readable(store, &asked).await?.remove(&tenant_id))
     }
 
     /// The tenant's catalog, if it is known to be not older than [`CatalogCache::MAX_AGE`]. The database
@@ -277,22 +304,6 @@ impl CatalogCache {
         let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
         Some(Catalog { own: Arc::clone(&tenants.get(&tenant_id)?.catalog), platform })
-    }
-
-    /// The catalogs at `versions` or later.
-    pub(super) async fn at(
-        &self,
-        store: &Store,
-        versions: &Versions,
-    ) -> Result<HashMap<TenantId, Catalog>, Error> {
-        let platform = self.platform_at(store, versions.platform).await?;
-        let mut catalogs = HashMap::with_capacity(versions.tenants.len());
-        for (tenant_id, version) in &versions.tenants {
-            if let Some(own) = self.tenant_at(store, *tenant_id, *version).await? {
-                catalogs.insert(*tenant_id, Catalog { own, platform: Arc::clone(&platform) });
-            }
-        }
-        Ok(catalogs)
     }
 
     async fn platform_at(

@@ -1,13 +1,15 @@
 //! Sealed rows that do not open: a ciphertext in another row's place fails that row's deliveries,
 //! and nothing else. And what is sealed is opened when settings change, not for every delivery.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidings::api::proto::{self, DeliveryState, ErrorKind};
 use tonic::Code;
 
 use crate::support::app::explain;
-use crate::support::{App, Database, Receiver};
+use crate::support::{App, Database, Receiver, Reply};
 
 /// Exchanges the sealed columns of two rows.
 async fn exchange(database: &Database, table: &str, one: &str, other: &str) {
@@ -218,6 +220,38 @@ on_both! {
         app.operator.emit(&tenant, "user.created", "{}").await;
         receiver.wait_for(103).await;
         assert!(opened(&app).await > before, "a change has the settings read anew");
+        app.stop().await;
+    }
+}
+
+on_both! {
+    async fn a_row_that_is_no_document_holds_up_no_other_tenant(database: Database) {
+        let app = App::start(database).await;
+        let is_well = Arc::new(AtomicBool::new(false));
+        let ill = Arc::clone(&is_well);
+        let receiver = Receiver::scripted(move |_, _| {
+            Reply::status(if ill.load(Ordering::SeqCst) { 200 } else { 500 })
+        })
+        .await;
+        let (spoilt, sound) = (app.operator.create_tenant("A").await, app.operator.create_tenant("B").await);
+        let mut subscriptions = Vec::new();
+        for tenant in [&spoilt, &sound] {
+            let webhook = webhook(&receiver, "all");
+            let (subscription, _) =
+                app.operator.subscribe_with(&tenant.id, &["*"], webhook, Some(patient())).await;
+            app.operator.emit(&tenant.id, "user.created", "{}").await;
+            subscriptions.push(subscription);
+        }
+        receiver.wait_for(2).await;
+        let id = &subscriptions[0].id;
+        let spoil = format!("UPDATE subscriptions SET channel = '{{}}' WHERE id = '{id}'");
+        app.database.execute(&spoil).await;
+        let changed = format!("UPDATE tenant_config SET version = version + 1 WHERE tenant_id = '{}'", spoilt.id);
+        app.database.execute(&changed).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        is_well.store(true, Ordering::SeqCst);
+        let all = app.operator.wait_for_all(&subscriptions[1], DeliveryState::Succeeded).await;
+        assert_eq!(all.len(), 1);
         app.stop().await;
     }
 }
