@@ -163,7 +163,7 @@ pub struct Look {
 
 /// Versions of tenants as the database has them; a tenant that is missing does not exist.
 #[derive(Debug)]
-pub(super) struct Versions {
+struct Versions {
     platform: i64,
     tenants: HashMap<TenantId, i64>,
 }
@@ -204,7 +204,7 @@ impl CatalogCache {
         all_or_none: bool,
     ) -> Result<HashMap<TenantId, Catalog>, Error> {
         let look = store.look();
-        let versions = store.versions(&store.read, tenants).await?;
+        let versions = store.versions(tenants).await?;
         let platform = self.platform_at(store, versions.platform).await?;
         let mut catalogs = HashMap::with_capacity(versions.tenants.len());
         for (tenant_id, version) in versions.tenants {
@@ -223,9 +223,8 @@ impl CatalogCache {
         Ok(catalogs)
     }
 
-    /// The tenant's catalog, not older than [`CatalogCache::MAX_AGE`]; `None` when there is no such tenant.
-    /// When the database must be asked it is asked for `along`, too: those whose settings will be needed
-    /// soon.
+    /// The tenant's catalog as it is in the database now; `None` when there is no such tenant. The
+    /// database is asked for `along`, too: those whose settings will be needed soon.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -235,9 +234,6 @@ impl CatalogCache {
         tenant_id: TenantId,
         along: impl FnOnce() -> Vec<TenantId>,
     ) -> Result<Option<Catalog>, Error> {
-        if let Some(recent) = self.recent(store, tenant_id) {
-            return Ok(Some(recent));
-        }
         let mut asked = vec![tenant_id];
         // One at a time: whoever comes meanwhile asks for its own.
         let looking = self.along.try_lock();
@@ -253,14 +249,13 @@ impl CatalogCache {
     /// The tenant's catalog, if it is known to be not older than [`CatalogCache::MAX_AGE`]. The database
     /// is not asked.
     pub fn recent(&self, store: &Store, tenant_id: TenantId) -> Option<Catalog> {
-        let Look { begin, seen } = store.look();
-        let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        let known = tenants.get(&tenant_id)?;
-        let look = known.look?;
-        let is_recent = look.seen == seen && begin.duration_since(look.begin) <= Self::MAX_AGE;
-        let own = Some(&known.catalog).filter(|own| is_recent && own.is_current(own.version))?;
-        Some(Catalog { own: Arc::clone(own), platform })
+        let now = store.look();
+        self.find(tenant_id, |known| {
+            let is_recent = |look: Look| {
+                look.seen == now.seen && now.begin.duration_since(look.begin) <= Self::MAX_AGE
+            };
+            known.look.is_some_and(is_recent) && known.catalog.is_current(known.catalog.version)
+        })
     }
 
     /// Takes note that a look at the settings has found these to be true.
@@ -301,9 +296,14 @@ impl CatalogCache {
 
     /// The tenant's catalog as it was read last, without asking the database.
     pub fn cached(&self, tenant_id: TenantId) -> Option<Catalog> {
+        self.find(tenant_id, |_| true)
+    }
+
+    fn find(&self, tenant_id: TenantId, is_wanted: impl Fn(&Known) -> bool) -> Option<Catalog> {
         let platform = self.platform.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
-        Some(Catalog { own: Arc::clone(&tenants.get(&tenant_id)?.catalog), platform })
+        let known = tenants.get(&tenant_id).filter(|known| is_wanted(known))?;
+        Some(Catalog { own: Arc::clone(&known.catalog), platform })
     }
 
     async fn platform_at(
@@ -372,11 +372,7 @@ impl Store {
     }
 
     /// The versions of these tenants' settings, and of the platform's.
-    pub(super) async fn versions(
-        &self,
-        connection: &impl ConnectionTrait,
-        tenants: &[TenantId],
-    ) -> Result<Versions, Error> {
+    async fn versions(&self, tenants: &[TenantId]) -> Result<Versions, Error> {
         let ids: Vec<_> = std::iter::once(PLATFORM)
             .chain(tenants.iter().map(TenantId::as_str))
             .map(bulk::text)
@@ -384,7 +380,7 @@ impl Store {
         let sql = "SELECT tenant_id, version FROM tenant_config WHERE tenant_id ";
         let statement = bulk::any(self.dialect, sql, ids);
         let mut versions = Versions { platform: 0, tenants: HashMap::with_capacity(tenants.len()) };
-        for row in connection.query_all_raw(statement).await? {
+        for row in self.read.query_all_raw(statement).await? {
             let (id, version): (String, i64) = (row.try_get_by_index(0)?, row.try_get_by_index(1)?);
             match id.parse() {
                 Ok(id) => drop(versions.tenants.insert(id, version)),

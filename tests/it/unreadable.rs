@@ -1,5 +1,6 @@
 //! Sealed rows that do not open: a ciphertext in another row's place fails that row's deliveries,
-//! and nothing else. And what is sealed is opened when settings change, not for every delivery.
+//! and nothing else; nor does a row that is no valid document hold up other tenants. And what is sealed is
+//! opened when settings change, not for every delivery.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
