@@ -69,7 +69,8 @@ pub(super) async fn watch(
     let mut recheck = interval(RECHECK);
     recheck.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let context = Arc::clone(context);
-    let watch = Watch {
+    // In a box: it is moved into each of the stream's futures, and out again.
+    let watch = Box::new(Watch {
         context,
         caller,
         tenant_id,
@@ -78,7 +79,7 @@ pub(super) async fn watch(
         recheck,
         ended: false,
         _place: place,
-    };
+    });
     let responses = stream::unfold(watch, |mut watch| async move {
         if watch.ended {
             return None;

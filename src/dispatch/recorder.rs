@@ -1,7 +1,7 @@
-//! Results into the database, in group commits: a batch is what arrived while the last one was
-//! being written. What says something about its endpoint takes several statements instead of one, so it
-//! is written apart, and failures wait a moment for each other. While the database is away results wait
-//! here, bounded by the queue's permits, and are written when it is back.
+//! Results into the database, in group commits: a batch is what arrived while the last one was being
+//! written, and for as long again. What says something about its endpoint takes several statements instead
+//! of one, so it is written apart, and failures wait a moment for each other. While the database is away
+//! results wait here, bounded by the queue's permits, and are written when it is back.
 
 use std::collections::HashSet;
 use std::pin::pin;
@@ -23,6 +23,8 @@ const MAX_BATCH: usize = 512;
 /// How long failures wait for further ones. A thousand endpoints that time out one after another share
 /// transactions, then; nobody waits for a failure.
 const COMPANY: Duration = Duration::from_millis(50);
+/// The longest rest after a batch.
+const LONGEST_REST: Duration = Duration::from_millis(20);
 /// How long to wait before trying again to write, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -96,12 +98,17 @@ impl Handle {
 pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static str {
     let (mut batch, mut apart) = (Vec::with_capacity(MAX_BATCH), Vec::new());
     let mut company = pin!(tokio::time::sleep(COMPANY));
+    // As long as the last batch took: with half as many statements, and nobody waits for one.
+    let mut rest = pin!(tokio::time::sleep(Duration::ZERO));
     let mut is_over = false;
     while !is_over {
         tokio::select! {
             biased;
             () = &mut company, if !apart.is_empty() => {}
-            count = results.finished.recv_many(&mut batch, MAX_BATCH) => is_over = count == 0,
+            () = &mut rest, if !rest.is_elapsed() => continue,
+            count = results.finished.recv_many(&mut batch, MAX_BATCH), if rest.is_elapsed() => {
+                is_over = count == 0;
+            }
             () = closed(&mut results.closing) => {
                 results.finished.close();
                 is_over = results.finished.recv_many(&mut batch, MAX_BATCH).await == 0;
@@ -112,6 +119,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
         if is_first && !apart.is_empty() {
             company.set(tokio::time::sleep(COMPANY));
         }
+        let begin = shared.clock.now();
         if !batch.is_empty() {
             record(&shared, std::mem::take(&mut batch)).await;
         }
@@ -119,6 +127,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
         if apart.iter().any(|finished| is_due || !finished.is_failure()) {
             record(&shared, std::mem::take(&mut apart)).await;
         }
+        rest.set(tokio::time::sleep(shared.clock.now().since(begin).min(LONGEST_REST)));
     }
     results.drained.send_replace(true);
     // The end of this task by itself would be a fault; at the end of the process it is not.

@@ -57,9 +57,11 @@ impl Pattern {
 
     /// Whether events of type `name` are chosen.
     pub fn matches(&self, name: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            None => self.0 == name,
-            Some(prefix) => name.len() > prefix.len() && name.starts_with(prefix),
+        match self.0.as_bytes().split_last() {
+            Some((b'*', prefix)) => {
+                name.len() > prefix.len() && name.as_bytes().starts_with(prefix)
+            }
+            _ => self.0 == name,
         }
     }
 

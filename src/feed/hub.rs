@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, watch};
 
 use crate::domain::id::TenantId;
-use crate::store::{Error, FeedRow, Store};
+use crate::store::{Error, FeedRow, Follower, Store};
 
 /// Rows that a ring keeps: what a watcher may lag behind before it reads from the database.
 const RING_ROWS: usize = 2_048;
@@ -36,6 +36,8 @@ struct Ring {
 /// A watched tenant.
 pub(super) struct Topic {
     tenant_id: TenantId,
+    /// What this process writes itself need not be read.
+    own: Follower,
     ring: Mutex<Ring>,
     /// The position up to which the ring reaches.
     position: watch::Sender<i64>,
@@ -45,6 +47,10 @@ impl Topic {
     /// Changes when there are new rows.
     pub(super) fn position(&self) -> watch::Receiver<i64> {
         self.position.subscribe()
+    }
+
+    fn reached(&self) -> i64 {
+        *self.position.borrow()
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -102,6 +108,7 @@ impl Hub {
         }
         let topic = Arc::new(Topic {
             tenant_id,
+            own: self.store.follow(tenant_id),
             ring: Mutex::default(),
             position: watch::Sender::new(position),
         });
@@ -123,7 +130,8 @@ impl Hub {
         for (tenant_id, head) in self.store.feed_positions(&tenants).await? {
             let Some(topic) = topics.get(&tenant_id) else { continue };
             loop {
-                let position = *topic.position.borrow();
+                topic.extend(topic.own.take(topic.reached()));
+                let position = topic.reached();
                 if position >= head {
                     break;
                 }

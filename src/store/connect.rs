@@ -18,6 +18,7 @@ use sea_orm::{
 
 use super::dialect::Dialect;
 use super::ends::Ends;
+use super::feed::Follows;
 use super::leases::Leases;
 use super::line::{Lines, postgres, sqlite};
 use super::pooler::Sessions;
@@ -178,6 +179,7 @@ impl Store {
             lines,
             dialect: Dialect::Sqlite,
             wakes: Wakes::default(),
+            follows: Follows::default(),
             sessions: Sessions::Own,
             ends: Ends::default(),
             leases: Leases::default(),
@@ -216,6 +218,7 @@ impl Store {
             lines: Lines::Postgres(lines),
             dialect: Dialect::Postgres,
             wakes: Wakes::default(),
+            follows: Follows::default(),
             sessions,
             ends: Ends::default(),
             leases: Leases::default(),

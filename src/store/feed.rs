@@ -6,10 +6,12 @@
 //! come back with its positions, so it is on the disk by then, on SQLite, too.
 
 mod change;
+mod follow;
 mod sqlite;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::ops::Range;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, sqlx};
 
@@ -20,6 +22,9 @@ use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
 use super::bulk::{Rows, Type, bigint, bytes, text};
 use super::entity::delivery;
 use super::{Error, Store};
+
+pub use follow::Follower;
+pub(super) use follow::Follows;
 
 /// Most bytes in one row, unless a single change has more. Below PostgreSQL's threshold of about
 /// 2,000, from which on it would try to compress the row and store it apart: that took a third of
@@ -54,10 +59,12 @@ pub struct SnapshotPage {
 }
 
 /// What a transaction has to tell.
-pub(super) struct Told {
+pub(super) struct Told<'d> {
     /// How many rows each tenant's feed gets, in order of the tenants.
     tenants: Vec<(TenantId, i64)>,
     rows: Vec<ToldRow>,
+    /// In order of the rows.
+    deliveries: Vec<&'d Delivery>,
 }
 
 struct ToldRow {
@@ -67,10 +74,12 @@ struct ToldRow {
     /// How far before the tenant's last row of this transaction it stands.
     back: i64,
     changes: Vec<u8>,
+    /// The same among [`Told::deliveries`].
+    deliveries: Range<usize>,
 }
 
-impl Told {
-    pub(super) fn of<'d>(deliveries: impl Iterator<Item = &'d Delivery>) -> Result<Self, Error> {
+impl<'d> Told<'d> {
+    pub(super) fn of(deliveries: impl Iterator<Item = &'d Delivery>) -> Result<Self, Error> {
         let mut by_tenant: BTreeMap<TenantId, Vec<&Delivery>> = BTreeMap::new();
         for delivery in deliveries {
             by_tenant.entry(delivery.tenant_id).or_default().push(delivery);
@@ -78,21 +87,41 @@ impl Told {
         let mut told = Self {
             tenants: Vec::with_capacity(by_tenant.len()),
             rows: Vec::with_capacity(by_tenant.len()),
+            deliveries: Vec::new(),
         };
         for (tenant_id, changes) in by_tenant {
             let rows = change::rows(&changes, MAX_ROW_BYTES)?;
             let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
             told.tenants.push((tenant_id, count));
             let place = i32::try_from(told.tenants.len()).unwrap_or(i32::MAX);
-            let rows = (0..count).rev().zip(rows);
-            let row = |(back, changes)| ToldRow { tenant_id, place, back, changes };
-            told.rows.extend(rows.map(row));
+            let mut end = told.deliveries.len();
+            for (back, (row, count)) in (0..count).rev().zip(rows) {
+                let deliveries = end..end + count;
+                end = deliveries.end;
+                told.rows.push(ToldRow { tenant_id, place, back, changes: row, deliveries });
+            }
+            told.deliveries.extend(changes);
         }
         Ok(told)
     }
 
-    /// Binds `$1` to `$6` of [`feed_tail`].
-    pub(super) fn bind<'q, O>(&'q self, query: PgQuery<'q, O>, now: Timestamp) -> PgQuery<'q, O> {
+    /// Hands it to those who follow the tenants here, once it is committed and on the disk. `heads` are the
+    /// positions of the feeds' last rows, in order of the tenants.
+    pub(super) fn committed(&self, follows: &Follows, heads: &[Option<i64>]) {
+        if follows.is_empty() {
+            return;
+        }
+        let place = |row: &ToldRow| usize::try_from(row.place - 1).ok();
+        for row in &self.rows {
+            let Some(head) = place(row).and_then(|place| *heads.get(place)?) else { continue };
+            let changes = &self.deliveries[row.deliveries.clone()];
+            follows.add(row.tenant_id, head - row.back, changes);
+        }
+    }
+
+    /// A statement that ends in [`feed_tail`], with `$1` to `$6` bound.
+    pub(super) fn query<'q>(&'q self, sql: &'static str, now: Timestamp) -> PgQuery<'q> {
+        let query = sqlx::query_as(sql);
         let (tenants, counts): (Vec<_>, Vec<_>) =
             self.tenants.iter().map(|(tenant_id, count)| (tenant_id.as_str(), *count)).unzip();
         let places: Vec<_> = self.rows.iter().map(|row| row.place).collect();
@@ -103,13 +132,17 @@ impl Told {
     }
 }
 
-/// A statement of PostgreSQL's that returns one column.
-pub(super) type PgQuery<'q, O> =
-    sqlx::query::QueryScalar<'q, sqlx::Postgres, O, sqlx::postgres::PgArguments>;
+/// What such a statement returns: whether anything was changed, and where the tenants' feeds end now, in their
+/// order.
+pub(super) type PgTold = (bool, Option<Vec<Option<i64>>>);
+
+/// A statement of PostgreSQL's that ends in [`feed_tail`].
+pub(super) type PgQuery<'q> =
+    sqlx::query::QueryAs<'q, sqlx::Postgres, PgTold, sqlx::postgres::PgArguments>;
 
 /// The end of a statement of PostgreSQL's that changes deliveries: what it tells the feed. Before it
-/// stands a `ready(is_ready)`, whose one row says whether anything was changed; that is also what the
-/// statement returns. Parameters `$1` to `$6` are those of [`Told::bind`].
+/// stands a `ready(is_ready)`, whose one row says whether anything was changed. The statement returns a
+/// [`PgTold`]. Parameters `$1` to `$6` are those of [`Told::query`].
 macro_rules! feed_tail {
     () => {
         ",
@@ -121,16 +154,16 @@ macro_rules! feed_tail {
         SELECT unnest($1::text[]), unnest($2::bigint[]), 0 WHERE (SELECT is_ready FROM ready)
         ON CONFLICT (tenant_id) DO UPDATE SET position = head.position + excluded.position
         RETURNING tenant_id, position),
+    positions AS (SELECT array_agg(position ORDER BY tenant_id) AS positions FROM heads),
     told AS (
         -- By its tenant's place in $1: a join would compare each row with each head.
         INSERT INTO feed (tenant_id, position, create_time, changes)
-        SELECT ($1::text[])[c.place],
-            (SELECT array_agg(position ORDER BY tenant_id) FROM heads)[c.place] - c.back,
+        SELECT ($1::text[])[c.place], (SELECT positions FROM positions)[c.place] - c.back,
             $6::bigint, c.changes
         FROM (SELECT unnest($3::int[]) AS place, unnest($4::bigint[]) AS back,
                 unnest($5::bytea[]) AS changes) AS c
         WHERE (SELECT is_ready FROM ready))
-    SELECT is_ready FROM ready"
+    SELECT is_ready, (SELECT positions FROM positions) FROM ready"
     };
 }
 pub(super) use feed_tail;
@@ -143,7 +176,7 @@ impl Store {
         deliveries: impl Iterator<Item = &'d Delivery>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let Told { tenants, mut rows } = Told::of(deliveries)?;
+        let Told { tenants, mut rows, .. } = Told::of(deliveries)?;
         if tenants.is_empty() {
             return Ok(());
         }

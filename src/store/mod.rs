@@ -48,7 +48,7 @@ pub use connect::{Config, Database};
 pub use deliveries::{CancelResult, DeliveryFilter, ManualClaim};
 pub use error::{Error, Update};
 pub use events::EventFilter;
-pub use feed::{FeedHead, FeedRow, SnapshotPage};
+pub use feed::{FeedHead, FeedRow, Follower, SnapshotPage};
 pub use health::{EndpointHealth, HealthChange, Observed};
 pub use leases::Release;
 pub use page::Page;
@@ -67,6 +67,7 @@ use sea_orm::DatabaseConnection;
 
 use dialect::Dialect;
 use ends::Ends;
+use feed::Follows;
 use leases::Leases;
 use line::Lines;
 use pooler::Sessions;
@@ -84,6 +85,7 @@ pub struct Store {
     lines: Lines,
     dialect: Dialect,
     wakes: Wakes,
+    follows: Follows,
     sessions: Sessions,
     ends: Ends,
     leases: Leases,

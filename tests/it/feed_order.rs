@@ -164,3 +164,52 @@ async fn transactions_over_many_tenants_never_wait_in_a_circle() {
         assert_eq!(head.position, 2 * rounds);
     }
 }
+
+on_both! {
+    /// Whoever follows a feed gets what this process commits on the hot path as it stands in the feed, and sees
+    /// by a gap in the positions that there is something to be read.
+    async fn what_is_handed_over_is_what_stands_in_the_feed(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(25));
+        let now = store.now().await.expect("now");
+        let (mut leased, mut watched) = (Vec::new(), Vec::new());
+        let mut subscriptions = Vec::new();
+        for _ in 0..3 {
+            let tenant = maker.tenant(&store, now).await;
+            let subscription = maker.subscription(&store, tenant.id, now).await;
+            watched.push((tenant.id, store.follow(tenant.id)));
+            leased.extend(maker.deliveries(&store, &subscription, 40, maker.node(now), true, now).await);
+            subscriptions.push(subscription);
+        }
+        let ended: Vec<_> = leased.iter().map(|delivery| succeeded(delivery, now)).collect();
+        assert!(store.record(&ended, now).await.expect("recorded").fenced.is_empty());
+        let mut reached = Vec::new();
+        for (tenant_id, follower) in &watched {
+            let rows = store.read_feed(*tenant_id, 0, 1_000).await.expect("read");
+            assert_eq!(rows.iter().map(|row| row.changes.len()).sum::<usize>(), 80);
+            assert_eq!(follower.take(0), rows);
+            reached.push(rows.last().map_or(0, |row| row.position));
+        }
+
+        let ((tenant_id, follower), subscription) = (&watched[2], &subscriptions[2]);
+        let (first, reached) = (reached[0], reached[2]);
+        let waiting = maker.deliveries(&store, subscription, 1, maker.node(now), false, now).await;
+        store.cancel(*tenant_id, waiting[0].id, now).await.expect("canceled");
+        maker.deliveries(&store, subscription, 1, maker.node(now), false, now).await;
+        let rows = store.read_feed(*tenant_id, reached, 10).await.expect("read");
+        assert_eq!(rows.len(), 3);
+        assert_eq!(follower.take(reached), rows[..1]);
+        assert_eq!(follower.take(reached + 1), [], "what is canceled is not handed over");
+        assert_eq!(follower.take(reached + 2), rows[2..]);
+
+        // Who is not followed any more, and who never was, costs nothing.
+        let stays = watched.swap_remove(0);
+        drop(watched);
+        for subscription in &subscriptions {
+            maker.deliveries(&store, subscription, 1, maker.node(now), false, now).await;
+        }
+        let (tenant_id, follower) = stays;
+        let rows = store.read_feed(tenant_id, first, 10).await.expect("read");
+        assert_eq!(follower.take(first), rows);
+        assert_eq!(rows.len(), 1);
+    }
+}

@@ -1,6 +1,7 @@
 //! What an event costs the database: how many statements and commits, when many callers emit at
 //! once. Counted on the wire, so it holds whatever a layer in between adds; nothing is timed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::support::app::{App, options};
 use crate::support::proxy::{Asked, Proxy, Weather};
 use crate::support::{Client, Database, Receiver, app};
+use crate::watch::{read_until_succeeded, watch};
 
 const EVENTS: usize = 2_000;
 const CALLERS: usize = 64;
@@ -134,6 +136,38 @@ async fn many_events_share_few_statements_and_commits() {
     assert!(commits <= MAX_COMMITS, "{commits:.3} commits per event");
     let texts = &asked.texts;
     assert!(texts.len() <= MAX_TEXTS, "{} different statements, such as {texts:#?}", texts.len());
+}
+
+/// What this process commits is handed over to whoever watches: the feed is hardly ever read. (It is when a
+/// look at the positions sees a commit before its answer has come.)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_watched_is_not_read_again() {
+    let mut database = Database::postgres().await;
+    let counting = Proxy::before(&mut database).await;
+    let (app, _receiver, tenant) = start(database, Duration::from_secs(5)).await;
+    let request =
+        proto::WatchDeliveriesRequest { tenant_id: tenant.id.clone(), ..Default::default() };
+    let mut stream = watch(&app.operator, request).await;
+    let (mut revisions, mut succeeded) = (HashMap::new(), 0);
+    emit_all(&app.operator, &tenant.id, CALLERS).await;
+    read_until_succeeded(&mut stream, &mut revisions, &mut succeeded, CALLERS).await;
+    counting.take();
+
+    let told = read_until_succeeded(&mut stream, &mut revisions, &mut succeeded, CALLERS + EVENTS);
+    tokio::join!(emit_all(&app.operator, &tenant.id, EVENTS), told);
+    let asked = counting.take();
+    show(&asked);
+    let count = |part: &str| {
+        let statements = asked.statements.iter().filter(|(text, _)| text.contains(part));
+        statements.map(|(_, times)| *times).sum::<usize>()
+    };
+    let (looks, reads) = (count("FROM feed_heads WHERE"), count("FROM feed WHERE"));
+    assert!(looks > 0, "the proxy has seen no look at the positions");
+    assert!(
+        reads * 2 <= looks,
+        "{looks} looks at the positions, and the feed was read {reads} times"
+    );
+    app.stop().await;
 }
 
 /// What an attempt says of its endpoint is written in several statements, and others need one. They must

@@ -118,9 +118,9 @@ impl Store {
         let became = match &self.lines {
             Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);
-                postgres::accept(lines.accepting(), new, &leases).await
+                postgres::accept(lines.accepting(), new, &leases, &self.follows).await
             }
-            Lines::Sqlite(line) => sqlite::accept(line, new, &leases, written).await,
+            Lines::Sqlite(line) => sqlite::accept(line, new, &leases, written, &self.follows).await,
         };
         if matches!(became, Ok(AcceptResult::Stored)) {
             fail_point!(AcceptAfterCommit);

@@ -10,7 +10,7 @@ use crate::domain::delivery::{Delivery, State};
 
 use super::super::Error;
 use super::super::error::refused;
-use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::feed::{Follows, PgQuery, Told, feed_tail};
 use super::super::leases::Lease;
 use super::super::line::postgres::Line;
 use super::super::rows::channel_code;
@@ -66,19 +66,22 @@ pub(super) async fn accept(
     line: &Line,
     new: &Acceptance<'_>,
     leases: &[Lease],
+    follows: &Follows,
 ) -> Result<AcceptResult, Error> {
     let told = Told::of(new.deliveries.iter())?;
     let (tenants, versions) = new.versions();
-    let query = told.bind(sqlx::query_scalar::<_, bool>(ACCEPT), new.now);
-    let query = query.bind(tenants).bind(versions);
+    let query = told.query(ACCEPT, new.now).bind(tenants).bind(versions);
     let query = bind_keys(query, new);
     let query = bind_events(query, new)?.bind(new.node.as_str());
     let query = bind_deliveries(query, new);
     let query = query.bind(column(leases, |lease| lease.number));
     let query = query.bind(column(leases, |lease| lease.deliveries.as_str()));
     match line.fetch(query).await {
-        Ok(true) => Ok(AcceptResult::Stored),
-        Ok(false) => Ok(AcceptResult::SettingsChanged),
+        Ok((true, heads)) => {
+            told.committed(follows, &heads.unwrap_or_default());
+            Ok(AcceptResult::Stored)
+        }
+        Ok((false, _)) => Ok(AcceptResult::SettingsChanged),
         Err(sqlx::Error::Database(error)) if error.constraint() == Some(KEYS_CONSTRAINT) => {
             Ok(AcceptResult::KeysTaken)
         }
@@ -86,9 +89,7 @@ pub(super) async fn accept(
     }
 }
 
-type Query<'q> = PgQuery<'q, bool>;
-
-fn bind_keys<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
+fn bind_keys<'q>(query: PgQuery<'q>, new: &'q Acceptance<'q>) -> PgQuery<'q> {
     let keys = new.ordered_keys();
     let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     query
@@ -99,7 +100,7 @@ fn bind_keys<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
         .bind(column(&keys, |key| count(key.delivery_count)))
 }
 
-fn bind_events<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Result<Query<'q>, Error> {
+fn bind_events<'q>(query: PgQuery<'q>, new: &'q Acceptance<'q>) -> Result<PgQuery<'q>, Error> {
     let events = &new.events;
     let labels: Vec<_> = events.iter().map(|event| labels(event)).collect::<Result<_, _>>()?;
     Ok(query
@@ -115,7 +116,7 @@ fn bind_events<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Result<Query<'q
         .bind(column(events, |event| event.trace.to_string())))
 }
 
-fn bind_deliveries<'q>(query: Query<'q>, new: &'q Acceptance<'q>) -> Query<'q> {
+fn bind_deliveries<'q>(query: PgQuery<'q>, new: &'q Acceptance<'q>) -> PgQuery<'q> {
     let deliveries = new.deliveries;
     let channel = |delivery: &Delivery| i16::try_from(channel_code(delivery.channel)).unwrap_or(0);
     let is = |delivery: &Delivery, state: State| delivery.state == state;

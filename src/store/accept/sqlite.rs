@@ -9,7 +9,7 @@ use crate::domain::event::Event;
 use crate::domain::id::NodeId;
 
 use super::super::Error;
-use super::super::feed::Told;
+use super::super::feed::{Follows, Told};
 use super::super::leases::Lease;
 use super::super::line::sqlite::{End, Line};
 use super::super::rows::channel_code;
@@ -39,8 +39,10 @@ pub(super) async fn accept(
     new: &Acceptance<'_>,
     leases: &[Lease],
     written: impl FnOnce() + Send,
+    follows: &Follows,
 ) -> Result<AcceptResult, Error> {
     let told = Told::of(new.deliveries.iter())?;
+    let mut heads = Vec::new();
     let accepting = |transaction: &Connection| {
         if !settings_stand(transaction, new)? {
             return Ok(End::Rollback(AcceptResult::SettingsChanged));
@@ -51,11 +53,13 @@ pub(super) async fn accept(
         insert_events(transaction, &new.events)?;
         insert_deliveries(transaction, new.deliveries, new.node)?;
         insert_leases(transaction, leases, new)?;
-        told.write(transaction, new.now)?;
+        heads = told.write(transaction, new.now)?;
         fail_point_blocking!(AcceptBeforeCommit);
         Ok(End::Commit(AcceptResult::Stored))
     };
-    line.run_telling(accepting, written).await
+    let became = line.run_telling(accepting, written).await?;
+    told.committed(follows, &heads);
+    Ok(became)
 }
 
 fn settings_stand(transaction: &Connection, new: &Acceptance<'_>) -> Result<bool, Error> {

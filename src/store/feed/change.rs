@@ -82,13 +82,13 @@ impl<'d> Last<'d> {
     }
 }
 
-/// The changes in rows of at most `max_bytes`, a single change's row excepted.
+/// The changes in rows of at most `max_bytes`, a single change's row excepted, and how many are in each.
 pub(super) fn rows(
     changes: &[&Delivery],
     max_bytes: usize,
-) -> Result<Vec<Vec<u8>>, serde_json::Error> {
+) -> Result<Vec<(Vec<u8>, usize)>, serde_json::Error> {
     let mut rows = Vec::new();
-    let mut row: Vec<u8> = Vec::new();
+    let (mut row, mut count): (Vec<u8>, _) = (Vec::new(), 0);
     for delivery in changes {
         let before = row.len();
         row.push(if row.is_empty() { b'[' } else { b',' });
@@ -99,12 +99,14 @@ pub(super) fn rows(
             next.extend_from_slice(&row[before + 1..]);
             row.truncate(before);
             row.push(b']');
-            rows.push(std::mem::replace(&mut row, next));
+            rows.push((std::mem::replace(&mut row, next), count));
+            count = 0;
         }
+        count += 1;
     }
     if !row.is_empty() {
         row.push(b']');
-        rows.push(row);
+        rows.push((row, count));
     }
     Ok(rows)
 }
@@ -120,7 +122,7 @@ mod tests {
         let delivery = delivery(1);
         let rows = rows(&[&delivery], 1).expect("rows");
         assert_eq!(rows.len(), 1, "a change larger than a row has a row of its own");
-        let read: Vec<Delivery> = serde_json::from_slice(&rows[0]).expect("read");
+        let read: Vec<Delivery> = serde_json::from_slice(&rows[0].0).expect("read");
         assert_eq!(read, [delivery]);
     }
 
@@ -137,11 +139,13 @@ mod tests {
         let deliveries: Vec<_> = (1..=20).map(delivery).collect();
         let changes: Vec<_> = deliveries.iter().collect();
         let rows = rows(&changes, 1_900).expect("rows");
-        assert!(rows.len() > 2 && rows.iter().all(|row| row.len() <= 1_900), "{}", rows.len());
-        let read: Vec<Delivery> = rows
-            .iter()
-            .flat_map(|row| serde_json::from_slice::<Vec<Delivery>>(row).expect("read"))
-            .collect();
+        assert!(rows.len() > 2 && rows.iter().all(|(row, _)| row.len() <= 1_900), "{}", rows.len());
+        let mut read = Vec::new();
+        for (row, count) in &rows {
+            let changes: Vec<Delivery> = serde_json::from_slice(row).expect("read");
+            assert_eq!(changes.len(), *count);
+            read.extend(changes);
+        }
         assert_eq!(read, deliveries);
     }
 

@@ -15,7 +15,7 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, P
 use sea_orm::sqlx::{self, Connection, Executor};
 use tokio::sync::Mutex;
 
-use super::super::feed::PgQuery;
+use super::super::feed::{PgQuery, PgTold};
 
 /// Has PostgreSQL plan a statement once: the plans of ours do not depend on their values.
 const PLAN_ONCE: &str = "SET plan_cache_mode = force_generic_plan";
@@ -77,15 +77,8 @@ struct Inner {
 }
 
 impl Line {
-    /// Runs a statement that returns one value, when those before it have ended.
-    pub(in super::super) async fn fetch<'q, O>(
-        &self,
-        query: PgQuery<'q, O>,
-    ) -> Result<O, sqlx::Error>
-    where
-        O: Send + Unpin + 'q,
-        (O,): for<'r> sqlx::FromRow<'r, sqlx::postgres::PgRow>,
-    {
+    /// Runs a statement, when those before it have ended.
+    pub(in super::super) async fn fetch(&self, query: PgQuery<'_>) -> Result<PgTold, sqlx::Error> {
         let mut place = self.0.connection.lock().await;
         let connection = match place.as_mut() {
             Some(connection) => connection,

@@ -117,10 +117,10 @@ impl Store {
     ) -> Result<Option<HashSet<DeliveryId>>, Error> {
         match &self.lines {
             Lines::Postgres(lines) => {
-                let is_done = postgres::record(&lines.recording, ended, now).await?;
+                let is_done = postgres::record(&lines.recording, ended, now, &self.follows).await?;
                 Ok(is_done.then(HashSet::new))
             }
-            Lines::Sqlite(line) => sqlite::record(line, ended, now).await.map(Some),
+            Lines::Sqlite(line) => sqlite::record(line, ended, now, &self.follows).await.map(Some),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::domain::delivery::FailureReason;
 use super::super::Error;
 use super::super::accept::column;
 use super::super::error::refused;
-use super::super::feed::{PgQuery, Told, feed_tail};
+use super::super::feed::{Follows, PgQuery, Told, feed_tail};
 use super::super::line::postgres::Line;
 use super::super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Ended, headers};
@@ -64,21 +64,26 @@ const RECORD: &str = concat!(
 
 /// Writes how leases ended; `false`, and nothing is written, when somebody else has changed one of the
 /// deliveries.
-pub(super) async fn record(line: &Line, ended: &[Ended], now: Timestamp) -> Result<bool, Error> {
+pub(super) async fn record(
+    line: &Line,
+    ended: &[Ended],
+    now: Timestamp,
+    follows: &Follows,
+) -> Result<bool, Error> {
     let told = Told::of(ended.iter().map(|ended| &ended.after))?;
-    let query = told.bind(sqlx::query_scalar::<_, bool>(RECORD), now);
-    let query = bind_attempts(bind_deliveries(query, ended)?, ended)?;
+    let query = bind_attempts(bind_deliveries(told.query(RECORD, now), ended)?, ended)?;
     fail_point!(RecordBeforeCommit);
     match line.fetch(query).await {
-        Ok(_) => Ok(true),
+        Ok((_, heads)) => {
+            told.committed(follows, &heads.unwrap_or_default());
+            Ok(true)
+        }
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(FENCED) => Ok(false),
         Err(error) => Err(refused(error)),
     }
 }
 
-type Query<'q> = PgQuery<'q, bool>;
-
-fn bind_deliveries<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, Error> {
+fn bind_deliveries<'q>(query: PgQuery<'q>, ended: &'q [Ended]) -> Result<PgQuery<'q>, Error> {
     let mut last = Vec::with_capacity(ended.len());
     for Ended { after, .. } in ended {
         last.push(after.last_attempt.as_ref().map(json).transpose()?);
@@ -97,7 +102,7 @@ fn bind_deliveries<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>
         .bind(column(ended, |ended| ended.after.subscription_id.as_str())))
 }
 
-fn bind_attempts<'q>(query: Query<'q>, ended: &'q [Ended]) -> Result<Query<'q>, Error> {
+fn bind_attempts<'q>(query: PgQuery<'q>, ended: &'q [Ended]) -> Result<PgQuery<'q>, Error> {
     let made: Vec<(&Ended, &Attempt)> =
         ended.iter().filter_map(|ended| Some((ended, ended.attempt.as_ref()?))).collect();
     let (mut sent, mut received) = (Vec::new(), Vec::new());

@@ -11,7 +11,7 @@ use crate::domain::delivery::{Delivery, FailureReason};
 use crate::domain::id::DeliveryId;
 
 use super::super::Error;
-use super::super::feed::Told;
+use super::super::feed::{Follows, Told};
 use super::super::line::sqlite::{End, Line};
 use super::super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Ended, headers};
@@ -36,30 +36,35 @@ pub(super) async fn record(
     line: &Line,
     ended: &[Ended],
     now: Timestamp,
+    follows: &Follows,
 ) -> Result<HashSet<DeliveryId>, Error> {
     let told = Told::of(ended.iter().map(|ended| &ended.after))?;
-    line.run(|transaction| {
-        let mut fenced = HashSet::new();
-        for Ended { after, .. } in ended {
-            if !update_delivery(transaction, after)? {
-                fenced.insert(after.id);
+    let mut heads = Vec::new();
+    let fenced = line
+        .run(|transaction| {
+            let mut fenced = HashSet::new();
+            for Ended { after, .. } in ended {
+                if !update_delivery(transaction, after)? {
+                    fenced.insert(after.id);
+                }
             }
-        }
-        let done = || ended.iter().filter(|ended| !fenced.contains(&ended.after.id));
-        for Ended { after, attempt } in done() {
-            if let Some(attempt) = attempt {
-                insert_attempt(transaction, after, attempt)?;
+            let done = || ended.iter().filter(|ended| !fenced.contains(&ended.after.id));
+            for Ended { after, attempt } in done() {
+                if let Some(attempt) = attempt {
+                    insert_attempt(transaction, after, attempt)?;
+                }
             }
-        }
-        if fenced.is_empty() {
-            told.write(transaction, now)?;
-        } else {
-            Told::of(done().map(|ended| &ended.after))?.write(transaction, now)?;
-        }
-        fail_point_blocking!(RecordBeforeCommit);
-        Ok(End::Commit(fenced))
-    })
-    .await
+            if fenced.is_empty() {
+                heads = told.write(transaction, now)?;
+            } else {
+                Told::of(done().map(|ended| &ended.after))?.write(transaction, now)?;
+            }
+            fail_point_blocking!(RecordBeforeCommit);
+            Ok(End::Commit(fenced))
+        })
+        .await?;
+    told.committed(follows, &heads);
+    Ok(fenced)
 }
 
 /// Whether it was changed.
