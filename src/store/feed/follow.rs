@@ -2,7 +2,7 @@
 //! and no more. What others write, and what of it came late or was too much, stands in the database alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::domain::delivery::Delivery;
 use crate::domain::id::TenantId;
@@ -15,7 +15,7 @@ const MAX_CHANGES: usize = 8_192;
 
 /// Which tenants are followed. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(in super::super) struct Follows(Arc<Mutex<HashMap<TenantId, Weak<Inbox>>>>);
+pub(in super::super) struct Follows(Arc<Mutex<HashMap<TenantId, Arc<Inbox>>>>);
 
 #[derive(Debug, Default)]
 struct Inbox(Mutex<Rows>);
@@ -29,12 +29,16 @@ struct Rows {
 
 /// Whoever follows a tenant's feed, until this is dropped.
 #[derive(Debug)]
-pub struct Follower(Arc<Inbox>);
+pub struct Follower {
+    tenant_id: TenantId,
+    inbox: Arc<Inbox>,
+    follows: Follows,
+}
 
 impl Follower {
     /// Takes the rows that join on to `position`, in order.
     pub fn take(&self, position: i64) -> Vec<FeedRow> {
-        let mut inbox = self.0.lock();
+        let mut inbox = self.inbox.lock();
         let mut taken = Vec::new();
         let mut next = position + 1;
         while let Some(row) = inbox.rows.first_entry()
@@ -52,6 +56,16 @@ impl Follower {
     }
 }
 
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut follows = self.follows.lock();
+        // Somebody else may follow meanwhile.
+        if follows.get(&self.tenant_id).is_some_and(|inbox| Arc::ptr_eq(inbox, &self.inbox)) {
+            follows.remove(&self.tenant_id);
+        }
+    }
+}
+
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Rows> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -65,7 +79,7 @@ impl Follows {
 
     /// Adds a row for who follows the tenant, if anybody does.
     pub(super) fn add(&self, tenant_id: TenantId, position: i64, changes: &[&Delivery]) {
-        let Some(inbox) = self.lock().get(&tenant_id).and_then(Weak::upgrade) else { return };
+        let Some(inbox) = self.lock().get(&tenant_id).cloned() else { return };
         let mut inbox = inbox.lock();
         if inbox.changes + changes.len() > MAX_CHANGES {
             *inbox = Rows::default();
@@ -74,20 +88,22 @@ impl Follows {
         inbox.rows.insert(position, changes.iter().copied().cloned().collect());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Weak<Inbox>>> {
+    fn follow(&self, tenant_id: TenantId) -> Follower {
+        let inbox = Arc::<Inbox>::default();
+        self.lock().insert(tenant_id, Arc::clone(&inbox));
+        Follower { tenant_id, inbox, follows: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<TenantId, Arc<Inbox>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Store {
     /// Follows the tenant's feed: from now on what this process writes to it on the hot path is kept. One
-    /// at a time does.
+    /// at a time does; to another one nothing is handed over any more.
     pub fn follow(&self, tenant_id: TenantId) -> Follower {
-        let mut follows = self.follows.lock();
-        follows.retain(|_, inbox| inbox.strong_count() > 0);
-        let inbox = Arc::<Inbox>::default();
-        follows.insert(tenant_id, Arc::downgrade(&inbox));
-        Follower(inbox)
+        self.follows.follow(tenant_id)
     }
 }
 
@@ -103,9 +119,9 @@ mod tests {
 
     /// Follows the tenant of the sample.
     fn followed() -> (Follows, Follower, Delivery) {
-        let (follows, inbox, delivery) = (Follows::default(), Arc::default(), delivery(1));
-        follows.lock().insert(delivery.tenant_id, Arc::downgrade(&inbox));
-        (follows, Follower(inbox), delivery)
+        let (follows, delivery) = (Follows::default(), delivery(1));
+        let follower = follows.follow(delivery.tenant_id);
+        (follows, follower, delivery)
     }
 
     #[test]
@@ -121,7 +137,7 @@ mod tests {
         // 5 and 6 were read elsewhere.
         follows.add(delivery.tenant_id, 7, &[&delivery]);
         assert_eq!(positions(&follower.take(6)), [7]);
-        let left = follower.0.lock();
+        let left = follower.inbox.lock();
         assert_eq!((left.rows.len(), left.changes), (0, 0));
     }
 
@@ -131,7 +147,7 @@ mod tests {
         let changes = vec![&delivery; 1_000];
         for position in 1..=20 {
             follows.add(delivery.tenant_id, position, &changes);
-            assert!(follower.0.lock().changes <= MAX_CHANGES);
+            assert!(follower.inbox.lock().changes <= MAX_CHANGES);
         }
         assert_eq!(positions(&follower.take(16)), [17, 18, 19, 20]);
         // The only row with more than that has a place, too.
@@ -141,9 +157,13 @@ mod tests {
 
     #[test]
     fn nothing_is_kept_for_whoever_has_gone() {
-        let (follows, follower, delivery) = followed();
-        drop(follower);
+        let (follows, first, delivery) = followed();
+        let second = follows.follow(delivery.tenant_id);
+        drop(first);
         follows.add(delivery.tenant_id, 1, &[&delivery]);
-        assert!(follows.lock().values().all(|inbox| inbox.strong_count() == 0));
+        assert_eq!(positions(&second.take(0)), [1], "the second one still follows");
+        drop(second);
+        assert!(follows.is_empty());
+        follows.add(delivery.tenant_id, 2, &[&delivery]);
     }
 }
