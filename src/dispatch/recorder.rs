@@ -98,16 +98,17 @@ impl Handle {
 pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static str {
     let (mut batch, mut apart) = (Vec::with_capacity(MAX_BATCH), Vec::new());
     let mut company = pin!(tokio::time::sleep(COMPANY));
-    // As long as the last batch took: with half as many statements, and nobody waits for one.
+    // As long as the last batch took, so that there are half as many. No caller waits for one.
     let mut rest = pin!(tokio::time::sleep(Duration::ZERO));
     let mut is_over = false;
     while !is_over {
+        let mut is_full = false;
         tokio::select! {
             biased;
             () = &mut company, if !apart.is_empty() => {}
             () = &mut rest, if !rest.is_elapsed() => continue,
             count = results.finished.recv_many(&mut batch, MAX_BATCH), if rest.is_elapsed() => {
-                is_over = count == 0;
+                (is_over, is_full) = (count == 0, count == MAX_BATCH);
             }
             () = closed(&mut results.closing) => {
                 results.finished.close();
@@ -120,7 +121,6 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
             company.set(tokio::time::sleep(COMPANY));
         }
         let begin = shared.clock.now();
-        let is_full = batch.len() + apart.len() >= MAX_BATCH;
         if !batch.is_empty() {
             record(&shared, std::mem::take(&mut batch)).await;
         }
@@ -128,9 +128,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
         if apart.iter().any(|finished| is_due || !finished.is_failure()) {
             record(&shared, std::mem::take(&mut apart)).await;
         }
-        // What is full has no more to wait for.
-        let took = shared.clock.now().since(begin);
-        rest.set(tokio::time::sleep(if is_full { Duration::ZERO } else { took.min(LONGEST_REST) }));
+        // Behind a full batch the next one waits already.
+        if !is_full {
+            let took = shared.clock.now().since(begin);
+            rest.set(tokio::time::sleep(took.min(LONGEST_REST)));
+        }
     }
     results.drained.send_replace(true);
     // The end of this task by itself would be a fault; at the end of the process it is not.

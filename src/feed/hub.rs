@@ -1,5 +1,5 @@
-//! The hub reads each watched tenant's feed once and keeps the latest rows in a ring, for all
-//! watchers of the tenant.
+//! The hub keeps the latest rows of each watched tenant's feed in a ring, for all watchers of the tenant.
+//! What this process has written is handed over by the store; the rest is read, once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,6 +15,8 @@ use crate::store::{Error, FeedRow, Follower, Store};
 const RING_ROWS: usize = 2_048;
 /// Changes that a ring keeps at most, over all its rows.
 const RING_CHANGES: usize = 8_192;
+/// Changes that all rings keep at most, of about a kilobyte each: many watched tenants have small rings.
+const ALL_CHANGES: usize = 65_536;
 /// Rows that one read takes at most.
 const PAGE: u32 = 512;
 /// How often to look when nothing wakes the hub: for replicas that cannot hear each other.
@@ -65,19 +67,29 @@ impl Topic {
         Some(ring.rows.iter().skip(skip).take(limit).cloned().collect())
     }
 
-    fn extend(&self, rows: Vec<FeedRow>) {
-        let Some(last) = rows.last().map(|row| row.position) else { return };
+    /// Adds rows, and keeps at most so many changes.
+    fn extend(&self, rows: Vec<FeedRow>, most: usize) {
+        let last = rows.last().map(|row| row.position);
         let mut ring = self.lock();
         for row in rows {
             ring.changes += row.changes.len();
             ring.rows.push_back(Arc::new(row));
         }
-        while ring.rows.len() > RING_ROWS || ring.changes > RING_CHANGES {
+        while ring.rows.len() > RING_ROWS || ring.changes > most {
             let Some(row) = ring.rows.pop_front() else { break };
             ring.changes -= row.changes.len();
         }
         drop(ring);
-        self.position.send_replace(last);
+        if let Some(last) = last {
+            self.position.send_replace(last);
+        }
+    }
+
+    /// Goes on behind `position`. Whoever has not come so far reads from the database, and finds out by himself
+    /// what there is.
+    fn skip_to(&self, position: i64) {
+        *self.lock() = Ring::default();
+        self.position.send_replace(position);
     }
 }
 
@@ -127,24 +139,38 @@ impl Hub {
         let topics: HashMap<_, _> =
             self.topics().into_iter().map(|topic| (topic.tenant_id, topic)).collect();
         let tenants: Vec<_> = topics.keys().copied().collect();
+        let most = RING_CHANGES.min(ALL_CHANGES / tenants.len().max(1));
         for (tenant_id, head) in self.store.feed_positions(&tenants).await? {
             let Some(topic) = topics.get(&tenant_id) else { continue };
-            loop {
-                topic.extend(topic.own.take(topic.reached()));
-                let position = topic.reached();
-                if position >= head {
-                    break;
+            match self.advance(topic, head, most).await {
+                Ok(()) => {}
+                Err(error) if error.is_unavailable() => return Err(error),
+                // It must not keep the other tenants' watchers waiting. Its own read it themselves, and are told.
+                Err(error) => {
+                    tracing::error!(tenant.id = %tenant_id, %error, "the tenant's feed cannot be read; its watchers are told, and can watch what comes after it");
+                    topic.skip_to(head);
                 }
-                let rows = self.store.read_feed(tenant_id, position, PAGE).await?;
-                if rows.is_empty() {
-                    // They were removed: whoever is behind finds out by itself.
-                    topic.position.send_replace(head);
-                    break;
-                }
-                topic.extend(rows);
             }
         }
         Ok(())
+    }
+
+    /// Reads what is new for one tenant, up to `head` at least.
+    async fn advance(&self, topic: &Topic, head: i64, most: usize) -> Result<(), Error> {
+        loop {
+            topic.extend(topic.own.take(topic.reached()), most);
+            let position = topic.reached();
+            if position >= head {
+                return Ok(());
+            }
+            let rows = self.store.read_feed(topic.tenant_id, position, PAGE).await?;
+            if rows.is_empty() {
+                // They were removed.
+                topic.skip_to(head);
+                return Ok(());
+            }
+            topic.extend(rows, most);
+        }
     }
 }
 

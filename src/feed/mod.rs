@@ -2,7 +2,8 @@
 //!
 //! Everything comes from the store's feed, so a watcher sees every change, whoever made it, and may
 //! go on from where it stopped. The hub's rings are only a short cut that spares the database one
-//! read per watcher; a watcher that falls out of a ring reads from the database again.
+//! read per watcher, and that of what this process has written itself; a watcher that falls out of a ring
+//! reads from the database again.
 
 mod hub;
 mod tasks;

@@ -201,7 +201,7 @@ on_both! {
         assert_eq!(follower.take(reached + 1), [], "what is canceled is not handed over");
         assert_eq!(follower.take(reached + 2), rows[2..]);
 
-        // Who is not followed any more, and who never was, costs nothing.
+        // The others' end does not end the one that stays.
         let stays = watched.swap_remove(0);
         drop(watched);
         for subscription in &subscriptions {

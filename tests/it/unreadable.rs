@@ -1,16 +1,18 @@
 //! Sealed rows that do not open: a ciphertext in another row's place fails that row's deliveries,
-//! and nothing else; nor does a row that is no valid document hold up other tenants. And what is sealed is
+//! and nothing else; nor does a row that is no valid document hold up other tenants, or their watchers. And what is sealed is
 //! opened when settings change, not for every delivery.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidings::api::proto::{self, DeliveryState, ErrorKind};
+use tidings::api::proto::{self, DeliveryState, ErrorKind, WatchDeliveriesRequest};
 use tonic::Code;
 
 use crate::support::app::explain;
 use crate::support::{App, Database, Receiver, Reply};
+use crate::watch::{next, read_until_succeeded, watch};
 
 /// Exchanges the sealed columns of two rows.
 async fn exchange(database: &Database, table: &str, one: &str, other: &str) {
@@ -253,6 +255,45 @@ on_both! {
         is_well.store(true, Ordering::SeqCst);
         let all = app.operator.wait_for_all(&subscriptions[1], DeliveryState::Succeeded).await;
         assert_eq!(all.len(), 1);
+        app.stop().await;
+    }
+}
+
+on_both! {
+    /// As an attempt of a newer version would write it that this one does not know: the tenant's watchers are told,
+    /// and can watch what comes after it; others hear nothing of it.
+    async fn a_row_of_the_feed_that_cannot_be_read_silences_no_other_tenant(database: Database) {
+        let app = App::start(database).await;
+        let receiver = Receiver::answering(200).await;
+        let mut watched = Vec::new();
+        // Several, so that some of them are looked at after the spoilt one, in whichever order.
+        for name in ["A", "B", "C", "D"] {
+            let tenant = app.operator.create_tenant(name).await;
+            app.operator.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+            let request = WatchDeliveriesRequest { tenant_id: tenant.id.clone(), ..Default::default() };
+            let mut stream = watch(&app.operator, request.clone()).await;
+            assert!(next(&mut stream).await.delivery.is_none(), "first a checkpoint");
+            watched.push((tenant.id, request, stream));
+        }
+        let (spoilt, request, mut stream) = watched.remove(0);
+        for sql in [
+            format!("UPDATE feed_heads SET position = position + 1 WHERE tenant_id = '{spoilt}'"),
+            format!(
+                "INSERT INTO feed (tenant_id, position, create_time, changes)
+                SELECT tenant_id, position, 0, '[[\"of another version\"]]' FROM feed_heads WHERE tenant_id = '{spoilt}'"
+            ),
+        ] {
+            app.database.execute(&sql).await;
+        }
+        let told = tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("in time");
+        assert_eq!(told.expect_err("told").code(), Code::Internal);
+        for (tenant_id, _, stream) in &mut watched {
+            app.operator.emit(tenant_id, "user.created", "{}").await;
+            read_until_succeeded(stream, &mut HashMap::new(), &mut 0, 1).await;
+        }
+        let mut stream = watch(&app.operator, request).await;
+        app.operator.emit(&spoilt, "user.created", "{}").await;
+        read_until_succeeded(&mut stream, &mut HashMap::new(), &mut 0, 1).await;
         app.stop().await;
     }
 }
