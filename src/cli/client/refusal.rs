@@ -122,7 +122,7 @@ fn advice_on_fields(status: &Status) -> Option<String> {
     };
     // The descriptions say what else can be wrong with a URL, and then none of this would help.
     let text = violations.iter().find(of_url)?.description.as_str();
-    if text.contains("begin with https") {
+    if text.contains("begin with https") && !text.contains("http://") {
         return Some("for development, `serve --allow-http` permits receivers without TLS".into());
     }
     text.contains("IP address that webhooks may not be sent to").then(|| {
@@ -147,7 +147,8 @@ pub(super) fn unreachable(endpoint: &str, error: &(dyn std::error::Error + 'stat
 fn lost(status: &Status) -> Error {
     Error::failure(format!("cannot reach the service: {}", lost_because(status))).hint(
         "start a service with `tidings serve`, or say where it is with --endpoint or \
-         TIDINGS_ENDPOINT; one that serves TLS is reached by https://",
+         TIDINGS_ENDPOINT; one that serves TLS is reached by https://. What was asked may have been \
+         done all the same: repeat an emit with the same --idempotency-key",
     )
 }
 
@@ -200,8 +201,9 @@ mod tests {
 
     #[test]
     fn wrong_fields_come_with_the_option_that_mends_them() {
-        let (plain, refused, fragment) = (
+        let (plain, other, refused, fragment) = (
             "must begin with https://",
+            "must begin with https:// or http://",
             "must not have an IP address that webhooks may not be sent to: private",
             "must not contain a fragment",
         );
@@ -209,6 +211,7 @@ mod tests {
             ("tenant_id", "must be set", Some("--tenant")),
             ("subscription.tenant_id", "must be set", Some("--tenant")),
             ("subscription.webhook.url", plain, Some("--allow-http")),
+            ("subscription.webhook.url", other, None),
             ("subscription.webhook.url", refused, Some("--allow-cidr")),
             ("tenant.webhook_url", refused, Some("--allow-cidr")),
             ("subscription.webhook.url", fragment, None),

@@ -1,4 +1,4 @@
-//! What this process writes to the feeds that somebody follows here: he need not read it again. A short cut
+//! What this process writes to the feeds that somebody follows here, and need not read again. A short cut
 //! and no more. What others write, and what of it came late or was too much, stands in the database alone.
 
 use std::collections::{BTreeMap, HashMap};
@@ -85,7 +85,8 @@ impl Follows {
             *inbox = Rows::default();
         }
         inbox.changes += changes.len();
-        inbox.rows.insert(position, changes.iter().copied().cloned().collect());
+        let replaced = inbox.rows.insert(position, changes.iter().copied().cloned().collect());
+        inbox.changes -= replaced.map_or(0, |changes| changes.len());
     }
 
     fn follow(&self, tenant_id: TenantId) -> Follower {
