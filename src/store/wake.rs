@@ -19,8 +19,6 @@ use super::{Error, Store};
 
 /// The channel of NOTIFY.
 const CHANNEL: &str = "tidings_feed";
-/// Nobody waits for the disk: a transaction that notifies has a number, so its commit is written down.
-const WAKE_OTHERS: &str = "SET LOCAL synchronous_commit = off; NOTIFY tidings_feed";
 
 /// Counts the commits that changed a delivery.
 #[derive(Clone, Debug)]
@@ -112,7 +110,9 @@ impl Store {
     /// When the database does not answer.
     pub async fn notify(&self) -> Result<(), Error> {
         if self.dialect == Dialect::Postgres {
-            self.write.execute_unprepared(WAKE_OTHERS).await?;
+            // The commit of a transaction that notifies is written down. Nobody need wait for the disk.
+            let sql = format!("SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}");
+            self.write.execute_unprepared(&sql).await?;
         }
         Ok(())
     }

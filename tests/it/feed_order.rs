@@ -10,7 +10,7 @@ use tidings::domain::subscription::Subscription;
 use tidings::store::Store;
 
 use crate::support::Database;
-use crate::support::make::{Maker, accept, succeeded};
+use crate::support::make::{Maker, accept, feed_row, succeeded};
 
 /// Everything that a reader sees who polls while `until` is not reached.
 async fn read_to(store: &Store, tenant_id: tidings::domain::id::TenantId, until: i64) -> Vec<i64> {
@@ -40,14 +40,7 @@ async fn a_position_is_visible_only_after_all_lower_ones() {
     // commit still to come.
     let admin = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
     let first = admin.begin().await.expect("begun");
-    let id = tenant.id;
-    for sql in [
-        format!("UPDATE feed_heads SET position = position + 1 WHERE tenant_id = '{id}'"),
-        format!(
-            "INSERT INTO feed (tenant_id, position, create_time, changes)
-            SELECT tenant_id, position, 0, '[]' FROM feed_heads WHERE tenant_id = '{id}'"
-        ),
-    ] {
+    for sql in feed_row(tenant.id.as_str(), "[]") {
         first.execute_unprepared(&sql).await.expect("done");
     }
 

@@ -1,6 +1,6 @@
-//! Sealed rows that do not open: a ciphertext in another row's place fails that row's deliveries,
-//! and nothing else; nor does a row that is no valid document hold up other tenants, or their watchers. And what is sealed is
-//! opened when settings change, not for every delivery.
+//! Sealed rows that do not open: a ciphertext in another row's place fails that row's deliveries, and
+//! nothing else; nor does a row that is no valid document hold up other tenants, or their watchers. And
+//! what is sealed is opened when settings change, not for every delivery.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tidings::api::proto::{self, DeliveryState, ErrorKind, WatchDeliveriesRequest
 use tonic::Code;
 
 use crate::support::app::explain;
+use crate::support::make::feed_row;
 use crate::support::{App, Database, Receiver, Reply};
 use crate::watch::{next, read_until_succeeded, watch};
 
@@ -276,13 +277,7 @@ on_both! {
             watched.push((tenant.id, request, stream));
         }
         let (spoilt, request, mut stream) = watched.remove(0);
-        for sql in [
-            format!("UPDATE feed_heads SET position = position + 1 WHERE tenant_id = '{spoilt}'"),
-            format!(
-                "INSERT INTO feed (tenant_id, position, create_time, changes)
-                SELECT tenant_id, position, 0, '[[\"of another version\"]]' FROM feed_heads WHERE tenant_id = '{spoilt}'"
-            ),
-        ] {
+        for sql in feed_row(&spoilt, "[[\"of another version\"]]") {
             app.database.execute(&sql).await;
         }
         let told = tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("in time");

@@ -229,3 +229,14 @@ pub(crate) fn room(subscription: &Subscription, room: u32) -> Room {
 pub(crate) async fn state(store: &Store, delivery: &Delivery) -> State {
     store.delivery(delivery.tenant_id, delivery.id).await.expect("read").expect("there").state
 }
+
+/// Writes a row with these changes to the tenant's feed, as the last statements of a transaction do.
+pub(crate) fn feed_row(tenant_id: &str, changes: &str) -> [String; 2] {
+    [
+        format!("UPDATE feed_heads SET position = position + 1 WHERE tenant_id = '{tenant_id}'"),
+        format!(
+            "INSERT INTO feed (tenant_id, position, create_time, changes)
+            SELECT tenant_id, position, 0, '{changes}' FROM feed_heads WHERE tenant_id = '{tenant_id}'"
+        ),
+    ]
+}
