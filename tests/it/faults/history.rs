@@ -52,6 +52,16 @@ pub(crate) struct Stored {
     pub(crate) answered: usize,
 }
 
+/// A change that a watcher was told of.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    /// Which of the watcher's streams told it: each but the first one goes on where the one before ended.
+    pub(crate) stream: usize,
+    pub(crate) delivery_id: String,
+    pub(crate) revision: usize,
+    pub(crate) state: String,
+}
+
 /// An endpoint, by the types of events that it subscribes to.
 pub(crate) type Wanted = Vec<&'static str>;
 
@@ -64,6 +74,8 @@ pub(crate) struct History {
     /// Ids of the events that the database has.
     pub(crate) events: HashSet<String>,
     pub(crate) stored: Vec<Stored>,
+    /// What each watcher was told, in order.
+    pub(crate) told: Vec<Vec<Told>>,
     /// How many deliveries may have been under way when their node was killed, or lost its lease: the
     /// most that may arrive once more.
     pub(crate) interrupted: usize,
@@ -85,6 +97,8 @@ pub(crate) struct Verdict {
     pub(crate) unexpected: Vec<String>,
     /// Deliveries whose record is not what arrived, or has no good end.
     pub(crate) misrecorded: Vec<String>,
+    /// Changes that a watcher was not told of, or out of order, or otherwise than they are.
+    pub(crate) untold: Vec<String>,
     /// Repeats that no fault explains.
     pub(crate) unexplained: Vec<String>,
 }
@@ -94,11 +108,12 @@ impl Verdict {
         self.faults().iter().all(|(_, found)| found.is_empty())
     }
 
-    fn faults(&self) -> [(&'static str, &Vec<String>); 4] {
+    fn faults(&self) -> [(&'static str, &Vec<String>); 5] {
         [
             ("lost", &self.lost),
             ("unexpected", &self.unexpected),
             ("misrecorded", &self.misrecorded),
+            ("untold", &self.untold),
             ("unexplained", &self.unexplained),
         ]
     }
@@ -132,6 +147,9 @@ impl History {
         self.judge_arrivals(&by_data, &mut verdict);
         self.judge_answers(&mut verdict);
         self.judge_records(&mut verdict);
+        for told in &self.told {
+            self.judge_told(told, &mut verdict);
+        }
         verdict
     }
 
@@ -249,6 +267,48 @@ impl History {
         }
     }
 
+    /// A watcher is told of every change of every delivery, each after the one before it. What a stream
+    /// has told may be told once more by the next one, and then it is the same.
+    fn judge_told(&self, told: &[Told], verdict: &mut Verdict) {
+        let mut states: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut last: HashMap<&str, &Told> = HashMap::new();
+        for told in told {
+            let known = states.entry(&told.delivery_id).or_default();
+            let before = last.insert(&told.delivery_id, told);
+            let before = before.filter(|before| before.stream == told.stream);
+            let same = told.revision.checked_sub(1).and_then(|at| known.get(at));
+            let wrong = if told.revision == 0 || told.revision > known.len() + 1 {
+                Some("what comes before it was not told")
+            } else if before.is_some_and(|before| told.revision != before.revision + 1) {
+                Some("one stream told it in another order")
+            } else if same.is_some_and(|same| *same != told.state) {
+                Some("it was told otherwise before")
+            } else {
+                None
+            };
+            verdict.untold.extend(wrong.map(|wrong| format!("{wrong}: {told:?}, {known:?}")));
+            if told.revision == known.len() + 1 {
+                known.push(&told.state);
+            }
+        }
+        for stored in &self.stored {
+            let known = states.remove(stored.delivery_id.as_str()).unwrap_or_default();
+            let wrong = if known.len() < stored.revision {
+                Some("not all of its changes were told")
+            } else if known.len() > stored.revision {
+                Some("changes were told that it does not have")
+            } else if known.last() != Some(&stored.state.as_str()) {
+                Some("its end was told otherwise")
+            } else {
+                None
+            };
+            verdict.untold.extend(wrong.map(|wrong| format!("{wrong}: {stored:?}, {known:?}")));
+        }
+        let unknown =
+            states.into_keys().map(|id| format!("there is no delivery {id}, of which was told"));
+        verdict.untold.extend(unknown);
+    }
+
     /// The types of the events whose ids are known, from an answer or from an arrival.
     fn types_of_events(&self) -> HashMap<&str, &str> {
         let by_data: HashMap<&str, &str> = self
@@ -276,7 +336,7 @@ impl History {
 }
 
 mod tests {
-    use super::{Answer, Arrived, Attempted, History, Stored, Verdict};
+    use super::{Answer, Arrived, Attempted, History, Stored, Told, Verdict};
 
     fn arrived(endpoint: usize, event: &str, data: &str) -> Arrived {
         Arrived {
@@ -301,6 +361,10 @@ mod tests {
         }
     }
 
+    fn told(stream: usize, delivery_id: &str, revision: usize, state: &str) -> Told {
+        Told { stream, delivery_id: delivery_id.into(), revision, state: state.into() }
+    }
+
     /// Two events at two endpoints, a refused one, and one of which nobody knows.
     fn good() -> History {
         let attempted = |data: &str, event_type: &str, answer| Attempted {
@@ -323,6 +387,14 @@ mod tests {
             ],
             events: ["e1".into(), "e2".into()].into(),
             stored: vec![stored(0, "e1"), stored(1, "e1"), stored(0, "e2")],
+            told: vec![vec![
+                told(0, "e1-0", 1, "DELIVERING"),
+                told(0, "e2-0", 1, "DELIVERING"),
+                told(0, "e1-0", 2, "SUCCEEDED"),
+                told(1, "e1-1", 1, "DELIVERING"),
+                told(1, "e2-0", 2, "SUCCEEDED"),
+                told(1, "e1-1", 2, "SUCCEEDED"),
+            ]],
             interrupted: 0,
         }
     }
@@ -345,6 +417,8 @@ mod tests {
             history.arrived.push(arrived(0, "e4", "who"));
             history.events.insert("e4".into());
             history.stored.push(stored(0, "e4"));
+            history.told[0]
+                .extend([told(1, "e4-0", 1, "DELIVERING"), told(1, "e4-0", 2, "SUCCEEDED")]);
         });
         assert!(verdict.is_good(), "{verdict}");
         // A retry is no duplicate, and a repeat is none that counts against us when it is explained.
@@ -354,6 +428,15 @@ mod tests {
             let stored = &mut history.stored[2];
             (stored.revision, stored.attempt_count, stored.recorded, stored.answered) =
                 (6, 2, 2, 2);
+            history.told[0].extend([
+                told(1, "e2-0", 3, "SCHEDULED"),
+                told(1, "e2-0", 4, "DELIVERING"),
+                // What was told comes again with the next stream.
+                told(2, "e2-0", 3, "SCHEDULED"),
+                told(2, "e2-0", 4, "DELIVERING"),
+                told(2, "e2-0", 5, "SCHEDULED"),
+                told(2, "e2-0", 6, "SUCCEEDED"),
+            ]);
             history.interrupted = 1;
         });
         assert!(verdict.is_good(), "{verdict}");
@@ -412,6 +495,27 @@ mod tests {
         for (reason, spoil) in cases {
             let verdict = of(spoil);
             let is_found = verdict.misrecorded.iter().any(|found| found.contains(reason));
+            assert!(is_found, "{reason}: {verdict}");
+        }
+    }
+
+    #[test]
+    fn what_a_watcher_was_not_told_as_it_is_is_found() {
+        type Case = (&'static str, fn(&mut Vec<Told>));
+        let cases: [Case; 9] = [
+            ("what comes before it was not told", |told| drop(told.remove(0))),
+            ("what comes before it was not told", |told| told[0].revision = 0),
+            ("not all of its changes were told", |told| drop(told.pop())),
+            ("not all of its changes were told", Vec::clear),
+            ("in another order", |told| told[4] = told[3].clone()),
+            ("told otherwise before", |all| all.insert(4, told(1, "e2-0", 1, "SCHEDULED"))),
+            ("that it does not have", |all| all.push(told(2, "e1-1", 3, "SCHEDULED"))),
+            ("its end was told otherwise", |told| told[5].state = "CANCELED".into()),
+            ("there is no delivery e9", |all| all.push(told(1, "e9", 1, "DELIVERING"))),
+        ];
+        for (reason, spoil) in cases {
+            let verdict = of(|history| spoil(&mut history.told[0]));
+            let is_found = verdict.untold.iter().any(|found| found.contains(reason));
             assert!(is_found, "{reason}: {verdict}");
         }
     }

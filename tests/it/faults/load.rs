@@ -47,7 +47,7 @@ impl Targets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other != endpoint);
     }
 
-    fn pick(&self, random: &mut StdRng) -> Option<String> {
+    pub(super) fn pick(&self, random: &mut StdRng) -> Option<String> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (!all.is_empty()).then(|| all[random.random_range(0..all.len())].clone())
     }
@@ -238,12 +238,17 @@ async fn ask_one(
 /// Notes an answer that leaves open what became of the request.
 fn note(shared: &Shared, status: &Status) {
     shared.failed.fetch_add(1, Ordering::Relaxed);
-    // What the service itself says has a reason; without one the connection broke.
-    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
-    let known = ["DATABASE_UNAVAILABLE", "SHUTTING_DOWN", "OVERLOADED", "DEADLINE_EXCEEDED"];
-    if let Some(reason) = reason.filter(|reason| !known.contains(&reason.as_str())) {
-        strange(shared, format!("{reason}: {}", status.message()));
+    if let Some(what) = without_excuse(status) {
+        strange(shared, what);
     }
+}
+
+/// What the service has said, unless a fault excuses it.
+pub(super) fn without_excuse(status: &Status) -> Option<String> {
+    // What the service itself says has a reason; without one the connection broke.
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone())?;
+    let known = ["DATABASE_UNAVAILABLE", "SHUTTING_DOWN", "OVERLOADED", "DEADLINE_EXCEEDED"];
+    (!known.contains(&reason.as_str())).then(|| format!("{reason}: {}", status.message()))
 }
 
 fn strange(shared: &Shared, what: String) {

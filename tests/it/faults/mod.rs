@@ -16,6 +16,7 @@ mod replicas;
 mod report;
 #[cfg(feature = "failpoints")]
 mod walk;
+mod watchers;
 mod world;
 
 use std::time::Duration;

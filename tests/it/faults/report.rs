@@ -39,13 +39,13 @@ impl Report {
     }
 
     /// Adds the run to the table, and prints the table so far.
-    pub(super) fn end(&self, verdict: &Verdict, failed: usize, interrupted: usize) {
+    pub(super) fn end(&self, verdict: &Verdict, failed: usize, resumed: usize, interrupted: usize) {
         let mut fired = String::new();
         for (fault, times) in &self.fired {
             write!(fired, "{times} {fault}, ").expect("written");
         }
         let row = format!(
-            "| {} | {} | {fired}{failed} answers | {} | {} | {} | {} ({interrupted}) | {} | {} |",
+            "| {} | {} | {fired}{failed} answers, {resumed} streams | {} | {} | {} | {} ({interrupted}) | {} | {} |",
             self.name,
             self.seed,
             verdict.attempted,

@@ -1,6 +1,6 @@
 //! A tenant with two endpoints under load, and the history of it in the end. One endpoint takes a
 //! moment, so that faults find attempts under way; the other fails the first request of some
-//! deliveries, so that there are retries, and with them claims.
+//! deliveries, so that there are retries, and with them claims. Two watch.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -13,6 +13,7 @@ use tidings::domain::delivery::State;
 use super::history::{Arrived, Attempted, History, Stored};
 use super::load::{Load, PAID, SENT, Targets};
 use super::report::Report;
+use super::watchers::Watchers;
 use crate::support::app::quick_retries;
 use crate::support::receiver::Captured;
 use crate::support::{Client, Database, Receiver, Reply};
@@ -23,6 +24,7 @@ const PATIENCE: Duration = Duration::from_mins(3);
 
 pub(super) struct World {
     pub(super) load: Load,
+    watchers: Watchers,
     tenant_id: String,
     endpoints: [(Receiver, String); 2],
 }
@@ -60,16 +62,17 @@ impl World {
             let (made, _) = client.subscribe_with(&tenant.id, types, webhook, policy).await;
             ids.push(made.id);
         }
+        let watchers = Watchers::begin(client, key, targets, &tenant.id, seed).await;
         let load = Load::start(targets, key, &tenant.id, seed);
         let failing_id = ids.pop().expect("two");
         let endpoints = [(slow, ids.pop().expect("two")), (failing, failing_id)];
-        Self { load, tenant_id: tenant.id, endpoints }
+        Self { load, watchers, tenant_id: tenant.id, endpoints }
     }
 
     /// Ends the load, waits until everything is delivered, and judges.
     ///
     /// # Panics
-    /// When something is lost, unexpected, misrecorded, or repeated without a reason.
+    /// When something is lost, unexpected, misrecorded, untold, or repeated without a reason.
     /// Returns how many answers were not definite.
     pub(super) async fn end(
         self,
@@ -99,41 +102,24 @@ impl World {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let interrupted = interrupted();
+        let stored = self.read_deliveries(&connection).await;
+        let watched = self.watchers.end(&stored).await;
         let history = History {
             endpoints: vec![vec![PAID, SENT], vec![PAID]],
             attempted: emitted.attempted.clone(),
-            arrived: self.arrived(),
+            arrived: arrived(&self.endpoints),
             events: read_events(&connection, &self.tenant_id).await,
-            stored: self.read_deliveries(&connection).await,
+            stored,
+            told: watched.told,
             interrupted,
         };
         connection.close().await.expect("closed");
         let verdict = history.judge();
-        report.end(&verdict, emitted.failed, interrupted);
+        report.end(&verdict, emitted.failed, watched.resumed, interrupted);
         assert!(verdict.is_good(), "{verdict}");
         assert!(verdict.acknowledged > 100, "there was hardly any load: {verdict}");
         assert!(refused(&emitted.attempted) > 0, "nothing was refused for good");
         emitted.failed
-    }
-
-    fn arrived(&self) -> Vec<Arrived> {
-        let mut all = Vec::new();
-        for (endpoint, (receiver, _)) in self.endpoints.iter().enumerate() {
-            let mut failed = HashSet::new();
-            for request in receiver.requests() {
-                let delivery_id = request.header("tidings-delivery-id").to_owned();
-                let is_failed =
-                    endpoint == 1 && fails_at_first(&request) && failed.insert(delivery_id.clone());
-                all.push(Arrived {
-                    endpoint,
-                    event_id: request.header("webhook-id").to_owned(),
-                    delivery_id,
-                    data: String::from_utf8_lossy(&request.body).into_owned(),
-                    is_success: !is_failed,
-                });
-            }
-        }
-        all
     }
 
     async fn read_deliveries(&self, connection: &impl ConnectionTrait) -> Vec<Stored> {
@@ -176,6 +162,26 @@ impl World {
             })
             .collect()
     }
+}
+
+fn arrived(endpoints: &[(Receiver, String); 2]) -> Vec<Arrived> {
+    let mut all = Vec::new();
+    for (endpoint, (receiver, _)) in endpoints.iter().enumerate() {
+        let mut failed = HashSet::new();
+        for request in receiver.requests() {
+            let delivery_id = request.header("tidings-delivery-id").to_owned();
+            let is_failed =
+                endpoint == 1 && fails_at_first(&request) && failed.insert(delivery_id.clone());
+            all.push(Arrived {
+                endpoint,
+                event_id: request.header("webhook-id").to_owned(),
+                delivery_id,
+                data: String::from_utf8_lossy(&request.body).into_owned(),
+                is_success: !is_failed,
+            });
+        }
+    }
+    all
 }
 
 fn refused(attempted: &[Attempted]) -> usize {
