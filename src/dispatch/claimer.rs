@@ -15,7 +15,7 @@ use crate::domain::subscription::Subscription;
 use crate::store::{Candidate, Catalog, Claim, Error, SubscriptionRef};
 
 use super::Shared;
-use super::decide::claims::{Giver, PORTION, Plan, Round};
+use super::decide::claims::{Giver, Plan, Round};
 use super::queue::{Job, Permit, Queue};
 
 /// Subscriptions that one turn looks at.
@@ -35,8 +35,8 @@ impl Places<'_> {
 }
 
 impl Giver<Permit> for Places<'_> {
-    fn reserve(&mut self, of: SubscriptionRef) -> Vec<Permit> {
-        self.queue.reserve(of.id, self.settings(of), PORTION)
+    fn reserve(&mut self, of: SubscriptionRef, wanted: usize) -> Vec<Permit> {
+        self.queue.reserve(of.id, self.settings(of), wanted)
     }
 
     fn reserve_probe(&mut self, of: SubscriptionRef) -> Option<Permit> {
@@ -157,7 +157,7 @@ async fn claim(
     // cannot be read; its deliveries wait.
     let known = due.iter().filter(|of| catalogs.contains_key(&of.tenant_id));
     let gates = known.map(|of| (*of, shared.endpoints.gate(of.id, places.settings(*of), now)));
-    let gates: Vec<_> = gates.collect();
+    let gates = gates.collect();
     let mut plan = Plan::of(gates, &mut places, round);
     let (rooms, probed) = (std::mem::take(&mut plan.rooms), std::mem::take(&mut plan.probed));
     let admit = |candidate: &Candidate| plan.admit(candidate, &mut places);

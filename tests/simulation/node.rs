@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use tidings::dispatch::decide::claims::{Giver, PORTION, Plan, Round};
+use tidings::dispatch::decide::claims::{Giver, Plan, Round};
 use tidings::dispatch::decide::endpoints::Known;
 use tidings::dispatch::decide::lanes::{Lanes, Place};
 use tidings::dispatch::decide::lease::Tenure;
@@ -265,9 +265,9 @@ pub(crate) struct Giving<'a> {
 }
 
 impl Giver<Permit> for Giving<'_> {
-    fn reserve(&mut self, of: SubscriptionRef) -> Vec<Permit> {
+    fn reserve(&mut self, of: SubscriptionRef, wanted: usize) -> Vec<Permit> {
         let subscription = self.settings.get(&of).and_then(Option::as_deref);
-        self.node.reserve(of, subscription, PORTION, self.now)
+        self.node.reserve(of, subscription, wanted, self.now)
     }
 
     fn reserve_probe(&mut self, of: SubscriptionRef) -> Option<Permit> {

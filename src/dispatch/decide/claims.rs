@@ -1,6 +1,6 @@
 //! What to lease next, and when to look again.
 //!
-//! Guarantees: from each subscription no more than its lane has room for and than [`PORTION`]; where
+//! Guarantees: from each subscription no more than its lane has room for and than its portion; where
 //! the breaker is open, one delivery at most, as its probe, and nothing of those whose gate is
 //! closed: the database is not even asked for them. Looking at everything takes at most a part of the
 //! time, however much there is; in between it is claimed for lanes that have room again
@@ -16,8 +16,10 @@ use crate::store::{Candidate, Room, SubscriptionRef};
 
 use super::wants::Want;
 
-/// Deliveries of one subscription that one turn leases at most.
-pub const PORTION: usize = 64;
+/// Deliveries of one subscription that one claim leases at most, where many have something due. Where few
+/// have, it may be as many as they can share of [`FEW`]: what a claim costs it costs once.
+const PORTION: usize = 64;
+const FEW: usize = 512;
 /// The shortest pause between two rounds: lets results and other work get a turn.
 const BREATH: Duration = Duration::from_millis(2);
 /// A claim of so many deliveries is worth its transaction, and a round its look at everything.
@@ -84,8 +86,8 @@ fn rest(took: Duration, times: u32, poll_interval: Duration) -> Duration {
 
 /// Who gives places: `P` is a place.
 pub trait Giver<P> {
-    /// Up to [`PORTION`] places for a subscription.
-    fn reserve(&mut self, of: SubscriptionRef) -> Vec<P>;
+    /// Up to `wanted` places for a subscription.
+    fn reserve(&mut self, of: SubscriptionRef, wanted: usize) -> Vec<P>;
     /// The place of the probe of an open breaker.
     fn reserve_probe(&mut self, of: SubscriptionRef) -> Option<P>;
     /// Takes room for an event of so many bytes.
@@ -108,12 +110,13 @@ pub struct Plan<P> {
 impl<P> Plan<P> {
     /// Plans for subscriptions that have something due, each with its gate.
     pub fn of(
-        due: impl IntoIterator<Item = (SubscriptionRef, Gate)>,
+        due: Vec<(SubscriptionRef, Gate)>,
         giver: &mut impl Giver<P>,
         round: &mut Round,
     ) -> Self {
         let (mut rooms, mut probed, mut reserved) = (Vec::new(), Vec::new(), HashMap::new());
         let mut wanting = BTreeSet::new();
+        let portion = PORTION.max(FEW / due.len().max(1));
         for (subscription, gate) in due {
             match gate {
                 // Nothing is asked of the database for those: they wait, however many they are.
@@ -132,7 +135,7 @@ impl<P> Plan<P> {
                 Gate::Open { in_flight: 0 } => continue,
                 Gate::Open { .. } => {}
             }
-            let granted = giver.reserve(subscription);
+            let granted = giver.reserve(subscription, portion);
             if granted.is_empty() {
                 wanting.insert(Want { of: subscription, is_heavy: false });
             } else {
@@ -169,5 +172,47 @@ impl<P> Plan<P> {
     /// The place of a delivery that was admitted.
     pub fn take(&mut self, delivery: DeliveryId) -> Option<P> {
         self.admitted.remove(&delivery)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use crate::domain::id::TenantId;
+
+    use super::*;
+
+    /// Gives what is wanted.
+    struct Generous;
+
+    impl Giver<()> for Generous {
+        fn reserve(&mut self, _: SubscriptionRef, wanted: usize) -> Vec<()> {
+            vec![(); wanted]
+        }
+
+        fn reserve_probe(&mut self, _: SubscriptionRef) -> Option<()> {
+            None
+        }
+
+        fn weigh(&mut self, (): &mut (), _: usize) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn few_subscriptions_have_larger_portions_and_many_have_the_same() {
+        for (count, portion) in [(1, 512), (3, 170), (8, 64), (256, 64)] {
+            let (mut random, now) = (StdRng::seed_from_u64(5), Timestamp::from_micros(0));
+            let mut of = || SubscriptionRef {
+                tenant_id: TenantId::new(now, &mut random),
+                id: SubscriptionId::new(now, &mut random),
+            };
+            let due = (0..count).map(|_| (of(), Gate::Open { in_flight: 16 })).collect();
+            let plan = Plan::of(due, &mut Generous, &mut Round::default());
+            assert_eq!(plan.rooms.len(), count);
+            assert!(plan.rooms.iter().all(|room| room.room == portion), "{count}: {portion}");
+        }
     }
 }
