@@ -1,8 +1,8 @@
 //! What happened in a run, and whether it may have happened.
 //!
-//! A history has what callers attempted and were answered, what receivers got, and what the database
-//! says in the end. [`History::judge`] compares the three. It knows nothing of how the run was made,
-//! so it can be given histories that must not be, and its own tests do.
+//! A history has what callers attempted and were answered, what receivers got, what watchers were told,
+//! and what the database says in the end. [`History::judge`] compares the four. It knows nothing of how
+//! the run was made, so it can be given histories that must not be, and its own tests do.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;

@@ -1,6 +1,6 @@
 //! The fault suite: the service under load while something breaks, and a checker that compares what
-//! was attempted, acknowledged, delivered and stored in the end. Every fault is counted, and a run in
-//! which one never fired fails.
+//! was attempted, acknowledged, delivered, told to watchers and stored in the end. Every fault is counted,
+//! and a run in which one never fired fails.
 //!
 //! `make test` runs the short form, `make faults` the long one; `docs/faults.md` says what each run
 //! claims.
