@@ -81,8 +81,8 @@ struct Lane<J> {
     waiting: VecDeque<J>,
     /// How many in front of it had a worker before, see [`Lanes::put_back`].
     returned: usize,
-    /// Before this instant no request may start, when the subscription limits its rate. Such a lane
-    /// outlives its deliveries, or the limit would be forgotten: [`Lanes::prune`] ends it.
+    /// Before this instant no request may start, when the subscription limits its rate. A lane outlives its
+    /// deliveries, or this and its pace would be forgotten: [`Lanes::prune`] ends it.
     next_start: Option<Timestamp>,
 }
 
@@ -109,7 +109,7 @@ impl<J> Lane<J> {
 
     /// Whether nothing is left to remember.
     const fn is_over(&self) -> bool {
-        self.is_idle() && self.next_start.is_none()
+        self.is_idle() && self.next_start.is_none() && self.pace.is_empty()
     }
 
     /// Takes out what may start now. What waits always has a worker: without a share it is given
@@ -432,9 +432,6 @@ impl<J> Lanes<J> {
         lane.limit = limit;
         lane.active -= 1;
         let mut starting = if self.is_closed { Vec::new() } else { lane.start() };
-        if lane.is_over() {
-            self.by_subscription.remove(&id);
-        }
         (starting.pop(), starting)
     }
 
@@ -454,10 +451,12 @@ impl<J> Lanes<J> {
         may_start
     }
 
-    /// Ends lanes that were only kept for their rate limit, once it has no more to say.
+    /// Ends lanes that were only kept for their pace or their rate limit, once these have no more to say.
     pub fn prune(&mut self, now: Timestamp) {
         self.by_subscription.retain(|_, lane| {
-            !lane.is_idle() || lane.next_start.is_some_and(|next_start| next_start > now)
+            !lane.is_idle()
+                || lane.pace.jobs(now) > 0
+                || lane.next_start.is_some_and(|next_start| next_start > now)
         });
     }
 

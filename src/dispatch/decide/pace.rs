@@ -31,6 +31,11 @@ impl Pace {
         self.now += 1;
     }
 
+    /// Whether nothing is counted, as of the last look.
+    pub const fn is_empty(&self) -> bool {
+        self.now == 0 && self.before == 0
+    }
+
     /// Jobs in a window.
     pub fn jobs(&mut self, now: Timestamp) -> usize {
         self.roll(now);

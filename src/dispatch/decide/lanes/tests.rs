@@ -103,3 +103,28 @@ fn however_many_lanes_are_full_there_is_room_for_a_prompt_endpoint() {
     let more = lanes.reserve(of(), 64, prompt, NOW).len();
     assert!(more >= 3, "{more}");
 }
+
+#[test]
+fn a_lane_that_has_run_empty_keeps_its_pace_for_a_while() {
+    let mut random = StdRng::seed_from_u64(11);
+    let id = SubscriptionId::new(NOW, &mut random);
+    let mut lanes = Lanes::new(64, 1 << 20);
+    let allowance = Allowance { in_flight: 1, is_prompt: false };
+    for _ in 0..10 {
+        let place = lanes.reserve((id, None), 1, allowance, NOW).pop().expect("there is room");
+        let started = lanes.push(Job { name: "a", place }, |job| &job.place, 1);
+        drop(lanes.next(id, 1, NOW));
+        lanes.give_back(&started[0].place);
+    }
+    let mut room = |now| {
+        lanes.prune(now);
+        let places = lanes.reserve((id, None), 20, allowance, now);
+        for place in &places {
+            lanes.give_back(place);
+        }
+        (places.len(), lanes.by_subscription.len())
+    };
+    assert_eq!(room(NOW), (10, 1), "as many as have ended in a second");
+    assert_eq!(room(NOW.plus(Pace::WINDOW)), (10, 1));
+    assert_eq!(room(NOW.plus(3 * Pace::WINDOW)), (2, 0), "it is forgotten");
+}
