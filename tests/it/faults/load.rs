@@ -47,9 +47,23 @@ impl Targets {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| other != endpoint);
     }
 
-    pub(super) fn pick(&self, random: &mut StdRng) -> Option<String> {
+    fn pick(&self, random: &mut StdRng) -> Option<String> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (!all.is_empty()).then(|| all[random.random_range(0..all.len())].clone())
+    }
+
+    /// A way to one of them, if there is any; `known` are the ways that the caller has taken before.
+    pub(super) fn channel(
+        &self,
+        known: &mut HashMap<String, Channel>,
+        random: &mut StdRng,
+    ) -> Option<Channel> {
+        let target = self.pick(random)?;
+        let channel = known.entry(target).or_insert_with_key(|target| {
+            let endpoint = Endpoint::from_shared(target.clone()).expect("a URL");
+            endpoint.connect_timeout(DEADLINE).connect_lazy()
+        });
+        Some(channel.clone())
     }
 }
 
@@ -219,16 +233,10 @@ async fn ask_one(
     request: &EmitRequest,
     random: &mut StdRng,
 ) -> Option<Result<(String, bool), Status>> {
-    let target = shared.targets.pick(random)?;
-    let channel = channels.entry(target).or_insert_with_key(|target| {
-        Endpoint::from_shared(target.clone())
-            .expect("a URL")
-            .connect_timeout(DEADLINE)
-            .connect_lazy()
-    });
+    let channel = shared.targets.channel(channels, random)?;
     let mut request = Request::new(request.clone());
     request.set_timeout(DEADLINE);
-    let emitted = Client::on(channel.clone(), &shared.key).events().emit(request).await;
+    let emitted = Client::on(channel, &shared.key).events().emit(request).await;
     Some(emitted.map(|answer| {
         let answer = answer.into_inner();
         (answer.event_id, answer.duplicate)

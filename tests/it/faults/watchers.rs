@@ -11,7 +11,6 @@ use rand::{RngExt, SeedableRng};
 use tidings::api::proto::{Delivery, WatchDeliveriesRequest, WatchDeliveriesResponse};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tonic::transport::Endpoint;
 use tonic::{Status, Streaming};
 
 use super::history::{Stored, Told};
@@ -122,12 +121,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 async fn run(watcher: Arc<Watcher>, mut random: StdRng) {
     let (mut request, mut channels) = (watcher.request.clone(), HashMap::new());
     for stream in 0.. {
-        if let Some(target) = watcher.targets.pick(&mut random) {
-            let channel = channels.entry(target).or_insert_with_key(|target| {
-                let endpoint = Endpoint::from_shared(target.clone()).expect("a URL");
-                endpoint.connect_timeout(OPENING).connect_lazy()
-            });
-            let mut deliveries = Client::on(channel.clone(), &watcher.key).deliveries();
+        if let Some(channel) = watcher.targets.channel(&mut channels, &mut random) {
+            let mut deliveries = Client::on(channel, &watcher.key).deliveries();
             match timeout(OPENING, deliveries.watch_deliveries(request.clone())).await {
                 Ok(Ok(opened)) => {
                     if stream > 0 {
