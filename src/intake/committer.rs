@@ -36,6 +36,14 @@ const MAX_TRIES: usize = 32;
 /// The right to take what has arrived, unless it has been given up since the group is written.
 type Turn = Option<OwnedMutexGuard<mpsc::Receiver<Pending>>>;
 
+/// What has become of a group.
+struct Committed {
+    answers: Vec<Answer>,
+    /// What is to be attempted, once the callers have their answers.
+    leased: Vec<(Leased, Permit)>,
+    catalogs: HashMap<TenantId, Catalog>,
+}
+
 /// Commits what arrives until every sender is gone and nothing is left. When one committer fails, so does
 /// the other one, and the receiver is gone.
 pub(super) async fn run(parts: Parts, metrics: Arc<Metrics>, receiver: mpsc::Receiver<Pending>) {
@@ -114,11 +122,14 @@ impl Committer {
                 Box::pin(self.commit_group(group, turn)).await;
                 Box::pin(self.commit_group(rest, turn)).await;
             }
-            Ok(Some(results)) => {
-                for (pending, result) in group.into_iter().zip(results) {
+            Ok(Some(Committed { answers, leased, catalogs })) => {
+                for (pending, answer) in group.into_iter().zip(answers) {
                     // A client that has gone meanwhile asks again with its idempotency key.
-                    let _ = pending.reply.send(result);
+                    let _ = pending.reply.send(answer);
                 }
+                // Callers come first: what they emit now is the next group, while this one is attempted.
+                tokio::task::yield_now().await;
+                self.hand_over(leased, &catalogs).await;
             }
             Err(error) if error.is_full() => {
                 tracing::error!(%error, events = group.len(), "the disk of the database is full: events are refused");
@@ -142,13 +153,12 @@ impl Committer {
         }
     }
 
-    /// Commits a group and returns its answers; `None`, and nothing is stored, when it has too many
-    /// deliveries for one transaction.
+    /// Commits a group; `None`, and nothing is stored, when it has too many deliveries for one transaction.
     async fn commit(
         &mut self,
         group: &[Pending],
         turn: &mut Turn,
-    ) -> Result<Option<Vec<Answer>>, StoreError> {
+    ) -> Result<Option<Committed>, StoreError> {
         let now = self.clock.now();
         let mut tenants: Vec<TenantId> =
             group.iter().map(|pending| pending.event.tenant_id).collect();
@@ -174,15 +184,14 @@ impl Committer {
                     self.expects_repeats = !uses.is_empty();
                     self.metrics.judged_again(batch.judged_again());
                     let wanting = batch.take_wanting();
-                    let (results, leased) = batch.finish();
-                    let leased = leased.into_iter().zip(permits);
+                    let (answers, leased) = batch.finish();
+                    let leased = leased.into_iter().zip(permits).collect();
                     // It has compared their versions.
                     self.catalog.confirm(&catalogs, look);
-                    self.hand_over(leased, &catalogs).await;
                     for (subscription, is_heavy) in wanting {
                         self.queue.want(&subscription, is_heavy);
                     }
-                    return Ok(Some(results));
+                    return Ok(Some(Committed { answers, leased, catalogs }));
                 }
                 AcceptResult::SettingsChanged => {
                     catalogs = self.catalog.current(&self.store, &tenants).await?;
@@ -201,7 +210,7 @@ impl Committer {
     )]
     async fn hand_over(
         &self,
-        leased: impl Iterator<Item = (Leased, Permit)>,
+        leased: Vec<(Leased, Permit)>,
         catalogs: &HashMap<TenantId, Catalog>,
     ) {
         for ((delivery, event), permit) in leased {

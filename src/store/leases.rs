@@ -21,9 +21,13 @@ use super::bulk::{Rows, Type, bigint, text};
 use super::rows::json;
 use super::{Error, Store};
 
-/// Most deliveries in one row: it stays below the size from which on PostgreSQL would compress it and
-/// store it apart.
-const PER_ROW: usize = 50;
+/// Most bytes in one row: it stays below the size from which on PostgreSQL would compress it and store it
+/// apart.
+const MAX_ROW_BYTES: usize = 1_900;
+/// What a delivery takes of them: its id, in quotes, and a comma.
+const DELIVERY_BYTES: usize = 33;
+/// What a tenant takes beside its deliveries: its id, in quotes, brackets and commas.
+const TENANT_BYTES: usize = 38;
 /// Most rows that are read at once.
 const MAX_ROWS: u32 = 100;
 
@@ -49,6 +53,9 @@ pub(super) struct Lease {
     /// The document of the deliveries.
     pub(super) deliveries: String,
 }
+
+/// A delivery to be listed, and its revision.
+type Leased = (TenantId, DeliveryId, i64);
 
 /// The document in a row: the deliveries by their tenants.
 type Listed = Vec<(TenantId, Vec<DeliveryId>)>;
@@ -86,13 +93,16 @@ impl Leases {
         node: NodeId,
         deliveries: impl Iterator<Item = &'d Delivery>,
     ) -> Result<Vec<Lease>, Error> {
-        let mut all: Vec<_> = deliveries
+        let mut all: Vec<Leased> = deliveries
             .map(|delivery| (delivery.tenant_id, delivery.id, delivery.revision))
             .collect();
         all.sort_unstable();
         let mut memory = self.memory();
-        let mut leases = Vec::with_capacity(all.len().div_ceil(PER_ROW));
-        for listed in all.chunks(PER_ROW) {
+        let mut leases = Vec::new();
+        let mut rest = all.as_slice();
+        while !rest.is_empty() {
+            let (listed, others) = rest.split_at(fit(rest));
+            rest = others;
             memory.latest += 1;
             let number = memory.latest;
             memory.rows.insert(number, (node, listed.len()));
@@ -145,6 +155,21 @@ impl Leases {
             }
         }
     }
+}
+
+/// How many of these, which are in order of their tenants, have room in one row: at least one.
+fn fit(all: &[Leased]) -> usize {
+    let (mut bytes, mut last) = (0, None);
+    for (count, (tenant_id, ..)) in all.iter().enumerate() {
+        bytes += DELIVERY_BYTES;
+        if last.replace(*tenant_id) != Some(*tenant_id) {
+            bytes += TENANT_BYTES;
+        }
+        if bytes > MAX_ROW_BYTES {
+            return count;
+        }
+    }
+    all.len()
 }
 
 impl Store {
@@ -381,12 +406,18 @@ fn read(document: &str) -> Result<Vec<(TenantId, DeliveryId)>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     use crate::store::sample;
 
     fn leased(number: u32, revision: i64) -> Delivery {
         Delivery { revision, ..sample::delivery(number) }
+    }
+
+    fn tenant(number: u32) -> TenantId {
+        TenantId::first_at(Timestamp::from_micros(i64::from(number) * 1_000))
     }
 
     fn node() -> NodeId {
@@ -414,6 +445,27 @@ mod tests {
         assert!(memory.rows.is_empty() && memory.listed_in.is_empty(), "{memory:?}");
     }
 
+    #[test]
+    fn a_row_has_room_for_many_of_one_tenant_and_for_fewer_of_many() {
+        let of_one: Vec<_> = (1..=120).map(|number| leased(number, 1)).collect();
+        let of_many: Vec<_> = (1..=120)
+            .map(|number| Delivery { tenant_id: tenant(number), ..leased(number, 1) })
+            .collect();
+        let mut counts = Vec::new();
+        for deliveries in [&of_one, &of_many] {
+            let rows = Leases::default().open(node(), deliveries.iter()).expect("rows");
+            assert!(rows.iter().all(|row| row.deliveries.len() <= MAX_ROW_BYTES), "{rows:?}");
+            let listed = |row: &Lease| -> Vec<DeliveryId> {
+                let of: Listed = serde_json::from_str(&row.deliveries).expect("a document");
+                of.into_iter().flat_map(|(_, ids)| ids).collect()
+            };
+            let all: HashSet<_> = rows.iter().flat_map(listed).collect();
+            assert_eq!(all, deliveries.iter().map(|delivery| delivery.id).collect());
+            counts.push(rows.len());
+        }
+        assert_eq!(counts, [3, 5], "rows are as full as they may be");
+    }
+
     /// A result is committed, and before this process has noted that, another task of it has leased the
     /// delivery again.
     #[test]
@@ -434,13 +486,5 @@ mod tests {
         leases.forget([rows[0].number].into_iter(), [leased(1, 1).id].into_iter());
         let memory = leases.memory();
         assert!(memory.rows.is_empty() && memory.listed_in.is_empty(), "{memory:?}");
-    }
-
-    #[test]
-    fn rows_are_short() {
-        let many: Vec<_> = (0..120).map(|number| leased(number, 1)).collect();
-        let rows = Leases::default().open(node(), many.iter()).expect("rows");
-        assert_eq!(rows.len(), 3);
-        assert!(rows.iter().all(|row| row.deliveries.len() < 1_900), "{rows:?}");
     }
 }

@@ -39,7 +39,7 @@ pub(crate) struct Arrived {
 }
 
 /// A delivery as the database has it in the end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub(crate) endpoint: usize,
     pub(crate) event_id: String,

@@ -88,17 +88,21 @@ impl Watchers {
         Self { watchers, tasks }
     }
 
-    /// Waits until they have been told of the last change of each of `stored`, and ends them. (What they
-    /// were not told in time is for the checker to say.)
-    ///
-    /// # Panics
-    /// When a stream ended as no fault excuses, or none had to be resumed.
-    pub(super) async fn end(mut self, stored: &[Stored]) -> Watched {
+    /// Waits until they have been told of the last change of each of `stored`. (What they were not told in
+    /// time is for the checker to say.)
+    pub(super) async fn hear_of(&self, stored: &[Stored]) {
         let start = Instant::now();
         let all = |watcher: &Arc<Watcher>| watcher.has_heard_of(stored);
         while !self.watchers.iter().all(all) && start.elapsed() < PATIENCE {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Ends them.
+    ///
+    /// # Panics
+    /// When a stream ended as no fault excuses, or none had to be resumed.
+    pub(super) async fn end(mut self) -> Watched {
         self.tasks.shutdown().await;
         for watcher in &self.watchers {
             let strange = locked(&watcher.strange).clone();

@@ -21,6 +21,8 @@ use crate::support::{Client, Database, Receiver, Reply};
 /// How long everything may take to be delivered once nothing breaks any more: a lease that nobody
 /// knows of is given back after 45 s, and the machine may be busy.
 const PATIENCE: Duration = Duration::from_mins(3);
+/// How long nothing may change in the end.
+const QUIET: Duration = Duration::from_millis(500);
 
 pub(super) struct World {
     pub(super) load: Load,
@@ -102,8 +104,8 @@ impl World {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let interrupted = interrupted();
-        let stored = self.read_deliveries(&connection).await;
-        let watched = self.watchers.end(&stored).await;
+        let stored = self.read_last(&connection).await;
+        let watched = self.watchers.end().await;
         let history = History {
             endpoints: vec![vec![PAID, SENT], vec![PAID]],
             attempted: emitted.attempted.clone(),
@@ -122,6 +124,20 @@ impl World {
         emitted.failed
     }
 
+    /// What the database has, once the watchers have heard of it and nothing is added any more: whatever a
+    /// replica that was cut off has to say of a delivery that others have ended comes after the end.
+    async fn read_last(&self, connection: &impl ConnectionTrait) -> Vec<Stored> {
+        let start = Instant::now();
+        loop {
+            let stored = self.read_deliveries(connection).await;
+            self.watchers.hear_of(&stored).await;
+            tokio::time::sleep(QUIET).await;
+            if self.read_deliveries(connection).await == stored || start.elapsed() > PATIENCE {
+                return stored;
+            }
+        }
+    }
+
     async fn read_deliveries(&self, connection: &impl ConnectionTrait) -> Vec<Stored> {
         let endpoints: HashMap<&str, usize> = self
             .endpoints
@@ -136,7 +152,8 @@ impl World {
             FROM deliveries d
             LEFT JOIN attempts a ON a.tenant_id = d.tenant_id AND a.delivery_id = d.id
             WHERE d.tenant_id = '{}'
-            GROUP BY d.id, d.event_id, d.subscription_id, d.state, d.revision, d.attempt_count",
+            GROUP BY d.id, d.event_id, d.subscription_id, d.state, d.revision, d.attempt_count
+            ORDER BY d.id",
             self.tenant_id
         );
         let rows = query(connection, &sql).await;
