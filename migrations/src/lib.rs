@@ -13,6 +13,7 @@ mod m0006_quarantine;
 mod m0007_mail;
 mod m0008_leases;
 mod m0009_checks;
+mod m0010_keys_by_time;
 
 pub use m0009_checks::CHECKS;
 pub use sea_orm_migration::{MigratorTrait, sea_orm};
@@ -37,6 +38,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0007_mail::Migration),
             Box::new(m0008_leases::Migration),
             Box::new(m0009_checks::Migration),
+            Box::new(m0010_keys_by_time::Migration),
         ]
     }
 }

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, Value};
 use crate::domain::Timestamp;
 use crate::domain::id::{DeliveryId, EventId, InvalidId};
 
-use super::bulk::{bigint, text};
+use super::bulk::{Rows, Type, bigint, text};
 use super::{Error, Store};
 
 /// Rows that one statement removes at most.
@@ -61,13 +61,9 @@ impl Store {
         for tenant_id in self.tenant_ids("delete_time IS NULL").await? {
             let tenant_id = tenant_id.as_str();
             purged.rows += self.purge_events(tenant_id, now.minus(retention.events), pause).await?;
-            for old in [
-                Old::Feed(now.minus(retention.feed)),
-                Old::IdempotencyKeys(now.minus(retention.idempotency_keys)),
-            ] {
-                purged.rows += self.purge_old(tenant_id, old, pause).await?;
-            }
+            purged.rows += self.purge_feed(tenant_id, now.minus(retention.feed), pause).await?;
         }
+        purged.rows += self.purge_keys(now.minus(retention.idempotency_keys), pause).await?;
         Ok(purged)
     }
 
@@ -179,13 +175,48 @@ impl Store {
         Ok(rows)
     }
 
-    async fn purge_old(&self, tenant_id: &str, old: Old, pause: Duration) -> Result<u64, Error> {
+    /// Removes the idempotency keys from before `cutoff`, the oldest first, whoever's they are.
+    async fn purge_keys(&self, cutoff: Timestamp, pause: Duration) -> Result<u64, Error> {
+        let sql = format!(
+            "SELECT tenant_id, idempotency_key FROM idempotency_keys
+            WHERE create_time < $1 ORDER BY create_time LIMIT {BATCH}"
+        );
+        // Another node may have removed one, too, and then it may have been taken again. (The sum has each
+        // of them looked up by its key: by its time all old ones would be.)
+        let remove = " DELETE FROM idempotency_keys WHERE create_time + 0 < $1
+            AND (tenant_id, idempotency_key) IN (SELECT tenant_id, idempotency_key FROM r)";
+        let before = [bigint(cutoff.as_micros())];
         let mut rows = 0;
         loop {
-            let removed = match old {
-                Old::Feed(cutoff) => self.purge_feed(tenant_id, cutoff).await?,
-                Old::IdempotencyKeys(cutoff) => self.purge_keys(tenant_id, cutoff).await?,
-            };
+            let statement = self.dialect.statement(&sql, before.to_vec());
+            let old = self.read.query_all_raw(statement).await?;
+            let columns = [("tenant_id", Type::Text), ("idempotency_key", Type::Text)];
+            let mut keys = Rows::new(self.dialect, columns, old.len());
+            for key in &old {
+                let (tenant_id, name): (String, String) =
+                    (key.try_get_by_index(0)?, key.try_get_by_index(1)?);
+                keys.push([text(tenant_id), text(name)]);
+            }
+            let transaction = self.dialect.begin(&self.write).await?;
+            rows += keys.execute(&transaction, remove, &before).await?;
+            transaction.commit().await?;
+            if old.len() < BATCH as usize {
+                return Ok(rows);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Removes what the feed tells of the time before `cutoff`.
+    async fn purge_feed(
+        &self,
+        tenant_id: &str,
+        cutoff: Timestamp,
+        pause: Duration,
+    ) -> Result<u64, Error> {
+        let mut rows = 0;
+        loop {
+            let removed = self.shorten_feed(tenant_id, cutoff).await?;
             rows += removed;
             if removed < u64::from(BATCH) {
                 return Ok(rows);
@@ -194,20 +225,8 @@ impl Store {
         }
     }
 
-    /// Removes the oldest idempotency keys.
-    async fn purge_keys(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
-        self.remove(
-            "idempotency_keys",
-            "idempotency_key",
-            "tenant_id = $1 AND create_time < $2 ORDER BY create_time",
-            tenant_id,
-            vec![bigint(cutoff.as_micros())],
-        )
-        .await
-    }
-
     /// Raises the floor first: a token below it is refused before its rows are gone.
-    async fn purge_feed(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
+    async fn shorten_feed(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
         let sql = "SELECT max(position) FROM (
                 SELECT position, create_time FROM feed WHERE tenant_id = $1 ORDER BY position LIMIT $3) AS oldest
             WHERE create_time < $2";
@@ -294,13 +313,6 @@ impl Aged for DeliveryId {
     fn time(&self) -> Timestamp {
         Self::time(self)
     }
-}
-
-/// What goes by its time alone, from before an instant.
-#[derive(Clone, Copy, Debug)]
-enum Old {
-    Feed(Timestamp),
-    IdempotencyKeys(Timestamp),
 }
 
 /// Where a page of old rows ends.

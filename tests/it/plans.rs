@@ -122,8 +122,14 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     (
         "the oldest idempotency keys",
-        "SELECT idempotency_key FROM idempotency_keys
-         WHERE tenant_id = 'ten_0' AND create_time < 5 ORDER BY create_time LIMIT 2000",
+        "SELECT tenant_id, idempotency_key FROM idempotency_keys
+         WHERE create_time < 5 ORDER BY create_time LIMIT 2000",
+    ),
+    (
+        "idempotency keys that are removed",
+        // In place of the rows that are given, some that are looked up: rows are scanned.
+        "DELETE FROM idempotency_keys WHERE create_time + 0 < 5
+         AND (tenant_id, idempotency_key) IN (SELECT id, display_name FROM tenants WHERE id IN ('ten_0', 'ten_1'))",
     ),
     ("a key by its hash", "SELECT * FROM api_keys WHERE hash = 'abc'"),
     ("a tenant's version", "SELECT tenant_id, version FROM tenant_config WHERE tenant_id IN ('', 'ten_0')"),

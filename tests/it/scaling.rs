@@ -20,11 +20,12 @@ const OF_THE_INSTALLATION: [&str; 4] = ["leases", "nodes", "seaql_migrations", "
 
 /// Indexes that the tenant does not lead, with the reason. None of them is unique: a distributed
 /// database keeps them shard by shard.
-const ACROSS_TENANTS: [(&str, &str); 4] = [
+const ACROSS_TENANTS: [(&str, &str); 5] = [
     ("api_keys_by_hash", "whoever comes with a key has not said yet whose it is"),
     ("deliveries_expiring", "the janitor asks for what has expired, of all tenants"),
     ("deliveries_mailed", "what says that a mail came back names its delivery alone"),
     ("endpoint_health_changes", "replicas ask for what has changed lately, of all tenants"),
+    ("idempotency_keys_by_time", "the oldest keys go, whoever's they are"),
 ];
 
 /// Types that every PostgreSQL knows.
