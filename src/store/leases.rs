@@ -18,13 +18,10 @@ use crate::domain::delivery::Delivery;
 use crate::domain::id::{DeliveryId, NodeId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, text};
-use super::rows::json;
+use super::rows::{MAX_ROW_BYTES, json};
 use super::{Error, Store};
 
-/// Most bytes in one row: it stays below the size from which on PostgreSQL would compress it and store it
-/// apart.
-const MAX_ROW_BYTES: usize = 1_900;
-/// What a delivery takes of them: its id, in quotes, and a comma.
+/// What a delivery takes of a row's bytes: its id, in quotes, and a comma.
 const DELIVERY_BYTES: usize = 33;
 /// What a tenant takes beside its deliveries: its id, in quotes, brackets and commas.
 const TENANT_BYTES: usize = 38;

@@ -61,9 +61,11 @@ impl Store {
         for tenant_id in self.tenant_ids("delete_time IS NULL").await? {
             let tenant_id = tenant_id.as_str();
             purged.rows += self.purge_events(tenant_id, now.minus(retention.events), pause).await?;
-            purged.rows += self.purge_feed(tenant_id, now.minus(retention.feed), pause).await?;
+            let old = Old::Feed(tenant_id, now.minus(retention.feed));
+            purged.rows += self.purge_old(old, pause).await?;
         }
-        purged.rows += self.purge_keys(now.minus(retention.idempotency_keys), pause).await?;
+        let old = Old::IdempotencyKeys(now.minus(retention.idempotency_keys));
+        purged.rows += self.purge_old(old, pause).await?;
         Ok(purged)
     }
 
@@ -175,48 +177,13 @@ impl Store {
         Ok(rows)
     }
 
-    /// Removes the idempotency keys from before `cutoff`, the oldest first, whoever's they are.
-    async fn purge_keys(&self, cutoff: Timestamp, pause: Duration) -> Result<u64, Error> {
-        let sql = format!(
-            "SELECT tenant_id, idempotency_key FROM idempotency_keys
-            WHERE create_time < $1 ORDER BY create_time LIMIT {BATCH}"
-        );
-        // Another node may have removed one, too, and then it may have been taken again. (The sum has each
-        // of them looked up by its key: by its time all old ones would be.)
-        let remove = " DELETE FROM idempotency_keys WHERE create_time + 0 < $1
-            AND (tenant_id, idempotency_key) IN (SELECT tenant_id, idempotency_key FROM r)";
-        let before = [bigint(cutoff.as_micros())];
+    async fn purge_old(&self, old: Old<'_>, pause: Duration) -> Result<u64, Error> {
         let mut rows = 0;
         loop {
-            let statement = self.dialect.statement(&sql, before.to_vec());
-            let old = self.read.query_all_raw(statement).await?;
-            let columns = [("tenant_id", Type::Text), ("idempotency_key", Type::Text)];
-            let mut keys = Rows::new(self.dialect, columns, old.len());
-            for key in &old {
-                let (tenant_id, name): (String, String) =
-                    (key.try_get_by_index(0)?, key.try_get_by_index(1)?);
-                keys.push([text(tenant_id), text(name)]);
-            }
-            let transaction = self.dialect.begin(&self.write).await?;
-            rows += keys.execute(&transaction, remove, &before).await?;
-            transaction.commit().await?;
-            if old.len() < BATCH as usize {
-                return Ok(rows);
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Removes what the feed tells of the time before `cutoff`.
-    async fn purge_feed(
-        &self,
-        tenant_id: &str,
-        cutoff: Timestamp,
-        pause: Duration,
-    ) -> Result<u64, Error> {
-        let mut rows = 0;
-        loop {
-            let removed = self.shorten_feed(tenant_id, cutoff).await?;
+            let removed = match old {
+                Old::Feed(tenant_id, cutoff) => self.purge_feed(tenant_id, cutoff).await?,
+                Old::IdempotencyKeys(cutoff) => self.purge_keys(cutoff).await?,
+            };
             rows += removed;
             if removed < u64::from(BATCH) {
                 return Ok(rows);
@@ -225,8 +192,37 @@ impl Store {
         }
     }
 
+    /// Removes the oldest idempotency keys, whoever's they are. (A distributed database looks for them in all
+    /// shards, but would not remove them with a LIMIT there.)
+    async fn purge_keys(&self, cutoff: Timestamp) -> Result<u64, Error> {
+        let sql = format!(
+            "SELECT tenant_id, idempotency_key FROM idempotency_keys
+            WHERE create_time < $1 ORDER BY create_time LIMIT {BATCH}"
+        );
+        let before = [bigint(cutoff.as_micros())];
+        let old = self.read.query_all_raw(self.dialect.statement(sql, before.to_vec())).await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let columns = [("tenant_id", Type::Text), ("idempotency_key", Type::Text)];
+        let mut keys = Rows::new(self.dialect, columns, old.len());
+        for key in &old {
+            let (tenant_id, name): (String, String) =
+                (key.try_get_by_index(0)?, key.try_get_by_index(1)?);
+            keys.push([text(tenant_id), text(name)]);
+        }
+        // Another node may have removed one, too, and then it may have been taken again. (The sum has each
+        // of them looked up by its key: by its time all old ones would be.)
+        let sql = " DELETE FROM idempotency_keys WHERE create_time + 0 < $1
+            AND (tenant_id, idempotency_key) IN (SELECT tenant_id, idempotency_key FROM r)";
+        let transaction = self.dialect.begin(&self.write).await?;
+        let rows = keys.execute(&transaction, sql, &before).await?;
+        transaction.commit().await?;
+        Ok(rows)
+    }
+
     /// Raises the floor first: a token below it is refused before its rows are gone.
-    async fn shorten_feed(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
+    async fn purge_feed(&self, tenant_id: &str, cutoff: Timestamp) -> Result<u64, Error> {
         let sql = "SELECT max(position) FROM (
                 SELECT position, create_time FROM feed WHERE tenant_id = $1 ORDER BY position LIMIT $3) AS oldest
             WHERE create_time < $2";
@@ -313,6 +309,15 @@ impl Aged for DeliveryId {
     fn time(&self) -> Timestamp {
         Self::time(self)
     }
+}
+
+/// What goes by its time alone, from before an instant.
+#[derive(Clone, Copy, Debug)]
+enum Old<'t> {
+    /// A tenant's.
+    Feed(&'t str, Timestamp),
+    /// Everybody's.
+    IdempotencyKeys(Timestamp),
 }
 
 /// Where a page of old rows ends.

@@ -19,6 +19,9 @@ use super::entity::{
     api_key, attempt, delivery, event, event_type, subscription as subscription_row, tenant,
 };
 
+/// Most bytes of a document that is written with each event: below PostgreSQL's threshold of about 2,000,
+/// from which on it would try to compress the row and store it apart.
+pub(super) const MAX_ROW_BYTES: usize = 1_900;
 /// The tenant of an operator's key and of the platform's own event types.
 pub(super) const PLATFORM: &str = "";
 

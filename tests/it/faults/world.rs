@@ -128,11 +128,12 @@ impl World {
     /// replica that was cut off has to say of a delivery that others have ended comes after the end.
     async fn read_last(&self, connection: &impl ConnectionTrait) -> Vec<Stored> {
         let start = Instant::now();
+        let mut stored = self.read_deliveries(connection).await;
         loop {
-            let stored = self.read_deliveries(connection).await;
             self.watchers.hear_of(&stored).await;
             tokio::time::sleep(QUIET).await;
-            if self.read_deliveries(connection).await == stored || start.elapsed() > PATIENCE {
+            let before = std::mem::replace(&mut stored, self.read_deliveries(connection).await);
+            if stored == before || start.elapsed() > PATIENCE {
                 return stored;
             }
         }
