@@ -14,6 +14,7 @@ mod m0007_mail;
 mod m0008_leases;
 mod m0009_checks;
 mod m0010_keys_by_time;
+mod m0011_births;
 
 pub use m0009_checks::CHECKS;
 pub use sea_orm_migration::{MigratorTrait, sea_orm};
@@ -39,6 +40,7 @@ impl MigratorTrait for Migrator {
             Box::new(m0008_leases::Migration),
             Box::new(m0009_checks::Migration),
             Box::new(m0010_keys_by_time::Migration),
+            Box::new(m0011_births::Migration),
         ]
     }
 }

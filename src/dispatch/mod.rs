@@ -6,6 +6,7 @@
 //! | [`Queue`] | holds what this node has leased, a lane per subscription, within permits |
 //! | `worker` | makes one attempt and decides what follows |
 //! | `recorder` | writes results in group commits, fenced by revisions |
+//! | `births` | has the feed told of what is under way for longer than a moment |
 //! | `claimer` | leases what is due, in fair turns |
 //! | `janitor` | takes over from silent nodes, settles, expires, purges |
 //! | `lease` | keeps this node's own lease |
@@ -17,6 +18,7 @@
 //! The database is the truth. Everything here may be lost at any moment: what was leased becomes
 //! due again when the node's lease has run out.
 
+mod births;
 mod claimer;
 pub mod decide;
 mod digest;
@@ -244,6 +246,7 @@ impl Dispatch {
         tasks.spawn(endpoints::follow(Arc::clone(&shared), claiming.clone()));
         tasks.spawn(janitor::run(Arc::clone(&shared), queue.clone(), claiming.clone()));
         tasks.spawn(janitor::purge(Arc::clone(&shared), claiming.clone()));
+        tasks.spawn(births::tell(Arc::clone(&shared)));
         Ok(Self { shared, queue, tasks, claims, claiming, recording, recorder })
     }
 

@@ -18,7 +18,7 @@ use sea_orm::{
 
 use super::dialect::Dialect;
 use super::ends::Ends;
-use super::feed::Follows;
+use super::feed::{Births, Follows};
 use super::leases::Leases;
 use super::line::{Lines, postgres, sqlite};
 use super::pooler::Sessions;
@@ -180,6 +180,7 @@ impl Store {
             dialect: Dialect::Sqlite,
             wakes: Wakes::default(),
             follows: Follows::default(),
+            births: Births::default(),
             sessions: Sessions::Own,
             ends: Ends::default(),
             leases: Leases::default(),
@@ -219,6 +220,7 @@ impl Store {
             dialect: Dialect::Postgres,
             wakes: Wakes::default(),
             follows: Follows::default(),
+            births: Births::default(),
             sessions,
             ends: Ends::default(),
             leases: Leases::default(),

@@ -5,6 +5,7 @@
 //! missed nothing before N. See `docs/adr/0003-feed-order.md`. What is read here is told to watchers, who
 //! come back with its positions, so it is on the disk by then, on SQLite, too.
 
+mod births;
 mod change;
 mod follow;
 mod sqlite;
@@ -24,6 +25,8 @@ use super::entity::delivery;
 use super::rows::MAX_ROW_BYTES;
 use super::{Error, Store};
 
+use births::TOLD;
+pub(super) use births::{Births, born, with_births};
 pub use follow::Follower;
 pub(super) use follow::Follows;
 
@@ -100,6 +103,10 @@ impl<'d> Told<'d> {
             told.deliveries.extend(changes);
         }
         Ok(told)
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// Hands it to those who follow the tenants here, once it is committed and on the disk. `heads` are the
@@ -327,7 +334,7 @@ impl Store {
         let sql = format!(
             "SELECT h.position AS feed_position, d.* FROM feed_heads h
              LEFT JOIN (SELECT * FROM deliveries d
-                WHERE d.tenant_id = $1 AND d.id > $2{filter} ORDER BY d.id LIMIT $3) d ON true
+                WHERE d.tenant_id = $1 AND d.id > $2 AND {TOLD}{filter} ORDER BY d.id LIMIT $3) d ON true
              WHERE h.tenant_id = $1 ORDER BY d.id"
         );
         let rows = self.read.query_all_raw(self.dialect.statement(sql, values)).await?;

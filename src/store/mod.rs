@@ -67,7 +67,7 @@ use sea_orm::DatabaseConnection;
 
 use dialect::Dialect;
 use ends::Ends;
-use feed::Follows;
+use feed::{Births, Follows};
 use leases::Leases;
 use line::Lines;
 use pooler::Sessions;
@@ -86,6 +86,7 @@ pub struct Store {
     dialect: Dialect,
     wakes: Wakes,
     follows: Follows,
+    births: Births,
     sessions: Sessions,
     ends: Ends,
     leases: Leases,

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, Database as SeaDatabase, TransactionTrait};
+use tidings::domain::delivery::State;
 use tidings::domain::subscription::Subscription;
 use tidings::store::Store;
 
@@ -138,11 +139,15 @@ async fn transactions_over_many_tenants_never_wait_in_a_circle() {
             for _ in 0..ROUNDS {
                 let event = |of: &Subscription| maker.event(of.tenant_id, now);
                 let events: Vec<_> = subscriptions.iter().map(event).collect();
+                // One of which the feed is told later, perhaps, and one of which it is told at once.
                 let deliveries: Vec<_> = std::iter::zip(&events, &subscriptions)
-                    .map(|(event, of)| maker.delivery(event, of.id, true))
+                    .flat_map(|(event, of)| {
+                        [true, false].map(|is_leased| maker.delivery(event, of.id, is_leased))
+                    })
                     .collect();
                 accept(&store, &events.iter().collect::<Vec<_>>(), &deliveries, node, now).await;
-                let ended: Vec<_> = deliveries.iter().map(|it| succeeded(it, now)).collect();
+                let leased = deliveries.iter().filter(|it| it.state == State::Delivering);
+                let ended: Vec<_> = leased.map(|it| succeeded(it, now)).collect();
                 let recorded = store.record(&ended, now).await.expect("recorded");
                 assert!(recorded.fenced.is_empty());
             }

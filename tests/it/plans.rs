@@ -64,8 +64,16 @@ const STATEMENTS: &[(&str, &str)] = &[
     ),
     (
         "an event's deliveries in a snapshot",
-        "SELECT * FROM deliveries d WHERE d.tenant_id = 'ten_0' AND d.id > 'dlv_00' AND d.event_id = 'evt_0'
+        "SELECT * FROM deliveries d WHERE d.tenant_id = 'ten_0' AND d.id > 'dlv_00'
+         AND (d.untold = 0 OR d.revision > 1) AND d.event_id = 'evt_0'
          AND d.id >= 'dlv_0' AND d.id < 'dlv_1' ORDER BY d.id LIMIT 200",
+    ),
+    (
+        "births that are told of by themselves",
+        // In place of the rows that are given, some that are looked up: rows are scanned.
+        "SELECT d.tenant_id, d.id FROM deliveries d
+         WHERE (d.tenant_id, d.id) IN (SELECT id, display_name FROM tenants WHERE id IN ('ten_0', 'ten_1'))
+           AND d.untold = 1 AND d.revision = 1",
     ),
     (
         "the newest deliveries of a subscription that were attempted",

@@ -81,6 +81,16 @@ pub enum AcceptResult {
 }
 
 impl Acceptance<'_> {
+    /// Each delivery, and whether the feed is told of it later.
+    fn births<'s>(&'s self, untold: &'s [bool]) -> impl Iterator<Item = (&'s Delivery, bool)> {
+        self.deliveries.iter().zip(untold.iter().copied())
+    }
+
+    /// What the feed is told of at once.
+    fn told<'s>(&'s self, untold: &'s [bool]) -> impl Iterator<Item = &'s Delivery> {
+        self.births(untold).filter(|(_, is_untold)| !is_untold).map(|(delivery, _)| delivery)
+    }
+
     /// The versions of the settings, the platform's own among them.
     fn versions(&self) -> (Vec<&str>, Vec<i64>) {
         let platform =
@@ -115,16 +125,23 @@ impl Store {
         }
         let born = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
         let leases = self.leases.open(new.node, born.clone())?;
+        let untold = self.births.wait(new.deliveries);
         let became = match &self.lines {
             Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);
-                postgres::accept(lines.accepting(), new, &leases, &self.follows).await
+                postgres::accept(lines.accepting(), new, &untold, &leases, &self.follows).await
             }
-            Lines::Sqlite(line) => sqlite::accept(line, new, &leases, written, &self.follows).await,
+            Lines::Sqlite(line) => {
+                sqlite::accept(line, new, &untold, &leases, written, &self.follows).await
+            }
         };
         if matches!(became, Ok(AcceptResult::Stored)) {
             fail_point!(AcceptAfterCommit);
-            self.wakes.wake();
+            let births = new.births(&untold).filter(|(_, is_untold)| *is_untold);
+            self.births.add(births.map(|(delivery, _)| delivery));
+            if new.told(&untold).next().is_some() {
+                self.wakes.wake();
+            }
         } else {
             let numbers = leases.iter().map(|lease| lease.number);
             self.leases.forget(numbers, born.map(|delivery| delivery.id));

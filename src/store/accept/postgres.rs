@@ -21,59 +21,68 @@ const KEYS_CONSTRAINT: &str = "idempotency_keys_pkey";
 
 /// `$1` to `$6` are the feed's, see `feed_tail`. The arrays become rows in the SELECT list: there
 /// PostgreSQL takes one element of each at a time, while of a function in FROM it stores all rows first.
-const ACCEPT: &str = concat!(
-    "WITH gate AS (
-        -- Open when the settings are still those that the events were matched against.
-        SELECT count(*) = cardinality($7::text[]) AS is_open
-        FROM (SELECT unnest($7::text[]) AS tenant_id, unnest($8::bigint[]) AS version) AS seen
-        JOIN tenant_config c ON c.tenant_id = seen.tenant_id AND c.version = seen.version),
-    new_keys AS (
-        -- A key that was taken before ends the whole statement: nothing may be stored then.
-        INSERT INTO idempotency_keys
-            (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
-        SELECT unnest($9::text[]), unnest($10::text[]), unnest($11::bytea[]), unnest($12::text[]),
-            unnest($13::int[]), $6::bigint
-        WHERE (SELECT is_open FROM gate) RETURNING 1),
-    new_events AS (
-        INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time, create_time,
-            deliver_time, expire_time, trace)
-        SELECT unnest($14::text[]), unnest($15::text[]), unnest($16::text[]), unnest($17::text[]),
-            unnest($18::bytea[]), unnest($19::text[]), unnest($20::bigint[]), $6::bigint,
-            unnest($21::bigint[]), unnest($22::bigint[]), unnest($23::text[])
-        WHERE (SELECT is_open FROM gate) RETURNING 1),
-    new_deliveries AS (
-        INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
-            recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
-            leased_by, hold_time, trace_id, revision, create_time, update_time)
-        SELECT unnest($25::text[]), unnest($26::text[]), unnest($27::text[]), unnest($28::text[]),
-            unnest($29::text[]), unnest($30::smallint[]), unnest($31::text[]), unnest($32::smallint[]),
-            0, 0, unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::text[]),
-            unnest($36::bigint[]), unnest($37::text[]), 1, $6::bigint, $6::bigint
-        WHERE (SELECT is_open FROM gate) RETURNING 1),
-    new_leases AS (
-        INSERT INTO leases (node, number, create_time, deliveries)
-        SELECT $24::text, unnest($38::bigint[]), $6::bigint, unnest($39::text[])
-        WHERE (SELECT is_open FROM gate) RETURNING 1),
-    ready AS (
-        -- The feed comes last, so that its heads are locked for as short a time as can be.
-        SELECT is_open AND (SELECT count(*) FROM new_keys) + (SELECT count(*) FROM new_events)
-            + (SELECT count(*) FROM new_deliveries) + (SELECT count(*) FROM new_leases) > 0
-            AS is_ready FROM gate)",
-    feed_tail!(),
-);
+macro_rules! accept {
+    () => {
+        "WITH gate AS (
+            -- Open when the settings are still those that the events were matched against.
+            SELECT count(*) = cardinality($7::text[]) AS is_open
+            FROM (SELECT unnest($7::text[]) AS tenant_id, unnest($8::bigint[]) AS version) AS seen
+            JOIN tenant_config c ON c.tenant_id = seen.tenant_id AND c.version = seen.version),
+        new_keys AS (
+            -- A key that was taken before ends the whole statement: nothing may be stored then.
+            INSERT INTO idempotency_keys
+                (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
+            SELECT unnest($9::text[]), unnest($10::text[]), unnest($11::bytea[]), unnest($12::text[]),
+                unnest($13::int[]), $6::bigint
+            WHERE (SELECT is_open FROM gate) RETURNING 1),
+        new_events AS (
+            INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time, create_time,
+                deliver_time, expire_time, trace)
+            SELECT unnest($14::text[]), unnest($15::text[]), unnest($16::text[]), unnest($17::text[]),
+                unnest($18::bytea[]), unnest($19::text[]), unnest($20::bigint[]), $6::bigint,
+                unnest($21::bigint[]), unnest($22::bigint[]), unnest($23::text[])
+            WHERE (SELECT is_open FROM gate) RETURNING 1),
+        new_deliveries AS (
+            INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
+                recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
+                leased_by, hold_time, trace_id, untold, revision, create_time, update_time)
+            SELECT unnest($25::text[]), unnest($26::text[]), unnest($27::text[]), unnest($28::text[]),
+                unnest($29::text[]), unnest($30::smallint[]), unnest($31::text[]), unnest($32::smallint[]),
+                0, 0, unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::text[]),
+                unnest($36::bigint[]), unnest($37::text[]), unnest($38::smallint[]), 1, $6::bigint, $6::bigint
+            WHERE (SELECT is_open FROM gate) RETURNING 1),
+        new_leases AS (
+            INSERT INTO leases (node, number, create_time, deliveries)
+            SELECT $24::text, unnest($39::bigint[]), $6::bigint, unnest($40::text[])
+            WHERE (SELECT is_open FROM gate) RETURNING 1),
+        ready AS (
+            -- The feed comes last, so that its heads are locked for as short a time as can be.
+            SELECT is_open AND (SELECT count(*) FROM new_keys) + (SELECT count(*) FROM new_events)
+                + (SELECT count(*) FROM new_deliveries) + (SELECT count(*) FROM new_leases) > 0
+                AS is_ready FROM gate)"
+    };
+}
+
+/// With something to tell the feed.
+const ACCEPT_AND_TELL: &str = concat!(accept!(), feed_tail!());
+
+/// What is told later needs no feed's head.
+const ACCEPT: &str = concat!(accept!(), " SELECT is_ready, NULL::bigint[] FROM ready");
 
 pub(super) async fn accept(
     line: &Line,
     new: &Acceptance<'_>,
+    untold: &[bool],
     leases: &[Lease],
     follows: &Follows,
 ) -> Result<AcceptResult, Error> {
-    let told = Told::of(new.deliveries.iter())?;
+    let told = Told::of(new.told(untold))?;
     let (tenants, versions) = new.versions();
-    let query = told.query(ACCEPT, new.now).bind(tenants).bind(versions);
+    let sql = if told.is_empty() { ACCEPT } else { ACCEPT_AND_TELL };
+    let query = told.query(sql, new.now).bind(tenants).bind(versions);
     let query = bind_keys(query, new);
     let query = bind_events(query, new)?.bind(new.node.as_str());
-    let query = bind_deliveries(query, new);
+    let query = bind_deliveries(query, new).bind(column(untold, |is_untold| i16::from(*is_untold)));
     let query = query.bind(column(leases, |lease| lease.number));
     let query = query.bind(column(leases, |lease| lease.deliveries.as_str()));
     match line.fetch(query).await {

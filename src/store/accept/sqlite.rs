@@ -4,9 +4,8 @@
 use rusqlite::{Connection, params};
 
 use crate::domain::Timestamp;
-use crate::domain::delivery::{Delivery, State};
+use crate::domain::delivery::State;
 use crate::domain::event::Event;
-use crate::domain::id::NodeId;
 
 use super::super::Error;
 use super::super::feed::{Follows, Told};
@@ -28,8 +27,8 @@ const INSERT_EVENT: &str =
 
 const INSERT_DELIVERY: &str = "INSERT INTO deliveries (tenant_id, id, event_id, event_type,
         subscription_id, channel, recipient, state, attempt_count, automatic_count, next_attempt_time,
-        expire_time, leased_by, hold_time, trace_id, revision, create_time, update_time)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, ?9, ?10, ?11, ?12, ?13, 1, ?14, ?14)";
+        expire_time, leased_by, hold_time, trace_id, untold, revision, create_time, update_time)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0, 0, ?9, ?10, ?11, ?12, ?13, ?14, 1, ?15, ?15)";
 
 const INSERT_LEASE: &str =
     "INSERT INTO leases (node, number, create_time, deliveries) VALUES (?1, ?2, ?3, ?4)";
@@ -37,11 +36,12 @@ const INSERT_LEASE: &str =
 pub(super) async fn accept(
     line: &Line,
     new: &Acceptance<'_>,
+    untold: &[bool],
     leases: &[Lease],
     written: impl FnOnce() + Send,
     follows: &Follows,
 ) -> Result<AcceptResult, Error> {
-    let told = Told::of(new.deliveries.iter())?;
+    let told = Told::of(new.told(untold))?;
     let mut heads = Vec::new();
     let accepting = |transaction: &Connection| {
         if !settings_stand(transaction, new)? {
@@ -51,7 +51,7 @@ pub(super) async fn accept(
             return Ok(End::Rollback(AcceptResult::KeysTaken));
         }
         insert_events(transaction, &new.events)?;
-        insert_deliveries(transaction, new.deliveries, new.node)?;
+        insert_deliveries(transaction, new, untold)?;
         insert_leases(transaction, leases, new)?;
         heads = told.write(transaction, new.now)?;
         fail_point_blocking!(AcceptBeforeCommit);
@@ -114,11 +114,11 @@ fn insert_events(transaction: &Connection, events: &[&Event]) -> Result<(), Erro
 
 fn insert_deliveries(
     transaction: &Connection,
-    deliveries: &[Delivery],
-    node: NodeId,
+    new: &Acceptance<'_>,
+    untold: &[bool],
 ) -> Result<(), Error> {
     let mut statement = transaction.prepare_cached(INSERT_DELIVERY)?;
-    for delivery in deliveries {
+    for (delivery, is_untold) in new.births(untold) {
         let is_leased = delivery.state == State::Delivering;
         statement.execute(params![
             delivery.tenant_id.as_str(),
@@ -131,9 +131,10 @@ fn insert_deliveries(
             delivery.state.code(),
             delivery.next_attempt_time.map(Timestamp::as_micros),
             delivery.expire_time.map(Timestamp::as_micros),
-            is_leased.then(|| node.as_str()),
+            is_leased.then(|| new.node.as_str()),
             (delivery.state == State::Held).then(|| delivery.create_time.as_micros()),
             delivery.trace_id,
+            is_untold,
             delivery.create_time.as_micros(),
         ])?;
     }

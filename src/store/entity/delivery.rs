@@ -26,6 +26,7 @@ pub struct Model {
     pub interrupted_count: i32,
     pub last_attempt: Option<String>,
     pub trace_id: String,
+    pub untold: i16,
     pub revision: i64,
     pub create_time: i64,
     pub update_time: i64,

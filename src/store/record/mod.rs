@@ -18,6 +18,7 @@ use crate::domain::id::{DeliveryId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
 use super::entity::delivery;
+use super::feed::{born, with_births};
 use super::line::Lines;
 use super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
@@ -75,8 +76,24 @@ impl Store {
         if ended.is_empty() {
             return Ok(Recorded::default());
         }
+        let births = self.births.take(ended).await;
+        let recorded = self.record_with_births(ended, &births, seen, policy, now).await;
+        if recorded.is_err() {
+            self.births.add(births.iter().flatten());
+        }
+        recorded
+    }
+
+    async fn record_with_births(
+        &self,
+        ended: &[Ended],
+        births: &[Option<Delivery>],
+        seen: &[Observed],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Recorded, Error> {
         if seen.is_empty()
-            && let Some(fenced) = self.record_on_line(ended, now).await?
+            && let Some(fenced) = self.record_on_line(ended, births, now).await?
         {
             fail_point!(RecordAfterCommit);
             self.recorded(ended);
@@ -88,7 +105,8 @@ impl Store {
         self.insert_attempts(&transaction, done()).await?;
         let seen = seen.iter().filter(|seen| applied.contains(&seen.delivery_id)).copied();
         let health = self.observe(&transaction, seen, policy, now).await?;
-        self.tell(&transaction, done().map(|change| &change.after), now).await?;
+        let told = told(ended, births, |id| applied.contains(&id));
+        self.tell(&transaction, told, now).await?;
         fail_point!(RecordBeforeCommit);
         if health.iter().any(|change| change.disabled.is_some()) {
             self.commit_settings(transaction).await?;
@@ -104,6 +122,7 @@ impl Store {
 
     /// What follows the commit. A delivery that others have changed is leased by us no more, either.
     fn recorded(&self, ended: &[Ended]) {
+        self.births.learn(ended);
         self.leases.ended(ended.iter().map(|ended| (ended.after.id, ended.after.revision)));
         self.wakes.wake();
     }
@@ -113,14 +132,18 @@ impl Store {
     async fn record_on_line(
         &self,
         ended: &[Ended],
+        births: &[Option<Delivery>],
         now: Timestamp,
     ) -> Result<Option<HashSet<DeliveryId>>, Error> {
         match &self.lines {
             Lines::Postgres(lines) => {
-                let is_done = postgres::record(&lines.recording, ended, now, &self.follows).await?;
+                let is_done =
+                    postgres::record(&lines.recording, ended, births, now, &self.follows).await?;
                 Ok(is_done.then(HashSet::new))
             }
-            Lines::Sqlite(line) => sqlite::record(line, ended, now, &self.follows).await.map(Some),
+            Lines::Sqlite(line) => {
+                sqlite::record(line, ended, births, now, &self.follows).await.map(Some)
+            }
         }
     }
 
@@ -340,10 +363,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<Delivery>, Error> {
         let mut changed: Vec<Delivery> = Vec::with_capacity(rows.len());
+        let mut births = Vec::with_capacity(rows.len());
         for row in rows {
-            changed.push(delivery::Model::from_query_result(row, "")?.try_into()?);
+            let row = delivery::Model::from_query_result(row, "")?;
+            let is_untold = row.untold != 0 && row.revision == 2;
+            let delivery = row.try_into()?;
+            births.push(is_untold.then(|| born(&delivery)));
+            changed.push(delivery);
         }
-        self.tell(&transaction, changed.iter(), now).await?;
+        self.tell(&transaction, with_births(&births, changed.iter()), now).await?;
         fail_point!(ChangeBeforeCommit);
         transaction.commit().await?;
         fail_point!(ChangeAfterCommit);
@@ -351,6 +379,16 @@ impl Store {
         self.ends.count(&changed);
         Ok(changed)
     }
+}
+
+/// What the feed is told of those changes that took effect.
+fn told<'e>(
+    ended: &'e [Ended],
+    births: &'e [Option<Delivery>],
+    is_done: impl Fn(DeliveryId) -> bool,
+) -> impl Iterator<Item = &'e Delivery> {
+    let changes = ended.iter().map(|ended| &ended.after);
+    with_births(births, changes).filter(move |change| is_done(change.id))
 }
 
 /// The document of an attempt's headers.

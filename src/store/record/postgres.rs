@@ -5,7 +5,7 @@ use sea_orm::sqlx;
 
 use crate::domain::Timestamp;
 use crate::domain::attempt::Attempt;
-use crate::domain::delivery::FailureReason;
+use crate::domain::delivery::{Delivery, FailureReason};
 
 use super::super::Error;
 use super::super::accept::column;
@@ -13,7 +13,7 @@ use super::super::error::refused;
 use super::super::feed::{Follows, PgQuery, Told, feed_tail};
 use super::super::line::postgres::Line;
 use super::super::rows::{json, micros, outcome_code, trigger_code};
-use super::{Ended, headers};
+use super::{Ended, headers, told};
 
 /// Somebody else has changed one of the deliveries first: a cast that fails (invalid text
 /// representation), which takes the whole statement back.
@@ -67,10 +67,11 @@ const RECORD: &str = concat!(
 pub(super) async fn record(
     line: &Line,
     ended: &[Ended],
+    births: &[Option<Delivery>],
     now: Timestamp,
     follows: &Follows,
 ) -> Result<bool, Error> {
-    let told = Told::of(ended.iter().map(|ended| &ended.after))?;
+    let told = Told::of(told(ended, births, |_| true))?;
     let query = bind_attempts(bind_deliveries(told.query(RECORD, now), ended)?, ended)?;
     fail_point!(RecordBeforeCommit);
     match line.fetch(query).await {

@@ -14,7 +14,7 @@ use super::super::Error;
 use super::super::feed::{Follows, Told};
 use super::super::line::sqlite::{End, Line};
 use super::super::rows::{json, micros, outcome_code, trigger_code};
-use super::{Ended, headers};
+use super::{Ended, headers, told};
 
 const UPDATE_DELIVERY: &str = "UPDATE deliveries SET state = ?4, failure_reason = ?5,
         -- Whoever has a result was not interrupted.
@@ -35,10 +35,11 @@ const INSERT_ATTEMPT: &str = "INSERT INTO attempts (tenant_id, delivery_id, numb
 pub(super) async fn record(
     line: &Line,
     ended: &[Ended],
+    births: &[Option<Delivery>],
     now: Timestamp,
     follows: &Follows,
 ) -> Result<HashSet<DeliveryId>, Error> {
-    let told = Told::of(ended.iter().map(|ended| &ended.after))?;
+    let all = Told::of(told(ended, births, |_| true))?;
     let mut heads = Vec::new();
     let fenced = line
         .run(|transaction| {
@@ -55,15 +56,16 @@ pub(super) async fn record(
                 }
             }
             if fenced.is_empty() {
-                heads = told.write(transaction, now)?;
+                heads = all.write(transaction, now)?;
             } else {
-                Told::of(done().map(|ended| &ended.after))?.write(transaction, now)?;
+                let done = told(ended, births, |id| !fenced.contains(&id));
+                Told::of(done)?.write(transaction, now)?;
             }
             fail_point_blocking!(RecordBeforeCommit);
             Ok(End::Commit(fenced))
         })
         .await?;
-    told.committed(follows, &heads);
+    all.committed(follows, &heads);
     Ok(fenced)
 }
 
