@@ -146,11 +146,14 @@ on_both! {
             } else {
                 gate.add_permits(1);
             }
-            while states.len() < count {
-                if let Some(delivery) = next(&mut stream).await.delivery {
-                    states.push((delivery.revision, delivery.state()));
+            let told = async {
+                while states.len() < count {
+                    if let Some(delivery) = next(&mut stream).await.delivery {
+                        states.push((delivery.revision, delivery.state()));
+                    }
                 }
-            }
+            };
+            tokio::time::timeout(Duration::from_secs(30), told).await.expect("every change is told");
         }
         let (begins, ends) = ((1, DeliveryState::Delivering), (2, DeliveryState::Succeeded));
         assert_eq!(states, [begins, ends, begins, ends]);
