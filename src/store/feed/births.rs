@@ -53,6 +53,22 @@ struct Untold {
     prompt: HashSet<SubscriptionId>,
 }
 
+impl Untold {
+    /// See [`Births::take`]; `None` while one of them is told of by itself.
+    fn take(&mut self, ended: &[Ended]) -> Option<Vec<Option<Delivery>>> {
+        let is_told = |ended: &Ended| self.telling.contains(&ended.after.id);
+        if !self.telling.is_empty() && ended.iter().any(is_told) {
+            return None;
+        }
+        let take = |Ended { after, .. }: &Ended| {
+            self.deliveries.remove(&after.id)?;
+            // Otherwise somebody else has made the second change, and told of both.
+            (after.revision == 2).then(|| born(after))
+        };
+        Some(ended.iter().map(take).collect())
+    }
+}
+
 impl Births {
     fn lock(&self) -> MutexGuard<'_, Untold> {
         self.0.untold.lock().unwrap_or_else(PoisonError::into_inner)
@@ -86,23 +102,11 @@ impl Births {
         loop {
             let mut told = pin!(self.0.told.notified());
             told.as_mut().enable();
-            if !self.is_telling(ended) {
-                break;
+            if let Some(births) = self.lock().take(ended) {
+                return births;
             }
             told.await;
         }
-        let mut untold = self.lock();
-        let mut take = |Ended { after, .. }: &Ended| {
-            untold.deliveries.remove(&after.id)?;
-            // Otherwise somebody else has made the second change, and told of both.
-            (after.revision == 2).then(|| born(after))
-        };
-        ended.iter().map(&mut take).collect()
-    }
-
-    fn is_telling(&self, ended: &[Ended]) -> bool {
-        let telling = &self.lock().telling;
-        !telling.is_empty() && ended.iter().any(|ended| telling.contains(&ended.after.id))
     }
 
     /// How soon results come, by those that are recorded.
@@ -143,6 +147,17 @@ impl Births {
             untold.deliveries.remove(id);
             untold.telling.remove(id);
         }
+        drop(untold);
+        self.0.told.notify_waiters();
+    }
+
+    /// This one cannot be told of by itself: it has to be with its end.
+    fn refused(&self, id: DeliveryId) {
+        let mut untold = self.lock();
+        if let Some((_, look)) = untold.deliveries.get_mut(&id) {
+            *look = u64::MAX;
+        }
+        untold.telling.remove(&id);
         drop(untold);
         self.0.told.notify_waiters();
     }
@@ -201,19 +216,28 @@ impl Store {
     pub async fn tell_births(&self, now: Timestamp) -> Result<(), Error> {
         for overdue in self.births.overdue().chunks(MAX_BIRTHS) {
             match self.tell_of(overdue, now).await {
-                Ok(()) => {}
+                Ok(()) => self.births.told(overdue),
                 Err(error) if error.is_unavailable() => return Err(error),
-                // One that the database refuses must not keep the results of the others waiting, nor its own.
+                // One that is refused must keep nobody's results waiting.
                 Err(error) => {
-                    tracing::error!(%error, "a birth is refused; telling one by one");
+                    tracing::error!(%error, "watchers cannot be told of deliveries under way; telling one by one");
                     for one in overdue {
-                        if let Err(error) = self.tell_of(std::slice::from_ref(one), now).await {
-                            tracing::error!(%error, delivery.id = %one.1, "watchers are not told that it is under way");
-                        }
+                        Box::pin(self.tell_of_one(one, now)).await?;
                     }
                 }
             }
-            self.births.told(overdue);
+        }
+        Ok(())
+    }
+
+    async fn tell_of_one(&self, one: &(TenantId, DeliveryId), now: Timestamp) -> Result<(), Error> {
+        match self.tell_of(std::slice::from_ref(one), now).await {
+            Ok(()) => self.births.told(std::slice::from_ref(one)),
+            Err(error) if error.is_unavailable() => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, delivery.id = %one.1, "watchers are told of the delivery when it has ended");
+                self.births.refused(one.1);
+            }
         }
         Ok(())
     }
@@ -298,6 +322,18 @@ mod tests {
         assert_eq!(waiting.as_mut().now_or_never(), None);
         births.told(&[(all[0].tenant_id, all[0].id)]);
         assert_eq!(waiting.now_or_never(), Some(vec![None]));
+    }
+
+    #[test]
+    fn what_cannot_be_told_by_itself_is_told_with_its_end() {
+        let births = Births::default();
+        let delivery = delivery(1);
+        births.add(std::iter::once(&delivery));
+        births.overdue();
+        assert_eq!(births.overdue().len(), 1);
+        births.refused(delivery.id);
+        assert_eq!(births.overdue(), [], "once is enough");
+        assert!(take(&births, &[ended(&delivery)])[0].is_some());
     }
 
     #[test]
