@@ -280,10 +280,7 @@ impl Store {
         rows.into_iter()
             .map(|row| {
                 let changes: Vec<u8> = row.try_get_by_index(1)?;
-                Ok(FeedRow {
-                    position: row.try_get_by_index(0)?,
-                    changes: serde_json::from_slice(&changes)?,
-                })
+                Ok(FeedRow { position: row.try_get_by_index(0)?, changes: change::read(&changes)? })
             })
             .collect()
     }

@@ -1,6 +1,7 @@
 //! What `docs/adr/0019-births.md` promises: what ends soon is told of with its end, nothing is told of too late,
 //! and nothing is left out, whoever makes the next change.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tidings::domain::Timestamp;
 use tidings::domain::delivery::{Delivery, State};
 use tidings::domain::id::{NodeId, TenantId};
 use tidings::domain::subscription::Subscription;
-use tidings::store::{CancelResult, Store};
+use tidings::store::{AcceptResult, Acceptance, CancelResult, Catalog, CatalogCache, Store};
 use tokio::sync::Semaphore;
 
 use crate::support::make::{Maker, succeeded};
@@ -119,6 +120,30 @@ on_both! {
         let mut now_told = told(&store, tenant_id, before + 2).await;
         now_told.sort_by_key(|delivery| born.iter().position(|of| of.id == delivery.id));
         assert_eq!(now_told, ends);
+    }
+}
+
+on_both! {
+    async fn without_anything_to_tell_settings_are_those_of_now_too(database: Database) {
+        let (store, maker) = (database.open().await, Maker::new(64));
+        let now = store.now().await.expect("now");
+        let (subscription, node, before) = prompt(&store, &maker, now).await;
+        let tenant_id = subscription.tenant_id;
+        let settings = CatalogCache::default().current(&store, &[tenant_id]).await.expect("read");
+        let event = maker.event(tenant_id, now);
+        let deliveries = [maker.delivery(&event, subscription.id, true)];
+        let submit = async |settings: &HashMap<TenantId, Catalog>| {
+            let (keys, events, deliveries) = (Vec::new(), vec![&event], deliveries.as_slice());
+            let new = Acceptance { settings, keys, events, deliveries, node, now };
+            store.accept(&new, || ()).await.expect("answered")
+        };
+        maker.subscription(&store, tenant_id, now).await;
+        assert_eq!(submit(&settings).await, AcceptResult::SettingsChanged);
+        assert!(store.event(tenant_id, event.id).await.expect("read").is_none());
+        let settings = CatalogCache::default().current(&store, &[tenant_id]).await.expect("read");
+        assert_eq!(submit(&settings).await, AcceptResult::Stored);
+        assert_eq!(told(&store, tenant_id, before).await, [], "told at once");
+        assert!(store.event(tenant_id, event.id).await.expect("read").is_some());
     }
 }
 

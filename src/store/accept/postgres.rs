@@ -22,8 +22,8 @@ const KEYS_CONSTRAINT: &str = "idempotency_keys_pkey";
 /// `$1` to `$6` are the feed's, see `feed_tail`. The arrays become rows in the SELECT list: there
 /// PostgreSQL takes one element of each at a time, while of a function in FROM it stores all rows first.
 macro_rules! accept {
-    () => {
-        "WITH gate AS (
+    ($returning:literal) => {
+        concat!("WITH gate AS (
             -- Open when the settings are still those that the events were matched against.
             SELECT count(*) = cardinality($7::text[]) AS is_open
             FROM (SELECT unnest($7::text[]) AS tenant_id, unnest($8::bigint[]) AS version) AS seen
@@ -34,14 +34,14 @@ macro_rules! accept {
                 (tenant_id, idempotency_key, fingerprint, event_id, delivery_count, create_time)
             SELECT unnest($9::text[]), unnest($10::text[]), unnest($11::bytea[]), unnest($12::text[]),
                 unnest($13::int[]), $6::bigint
-            WHERE (SELECT is_open FROM gate) RETURNING 1),
+            WHERE (SELECT is_open FROM gate)", $returning, "),
         new_events AS (
             INSERT INTO events (tenant_id, id, type, subject, data, labels, occur_time, create_time,
                 deliver_time, expire_time, trace)
             SELECT unnest($14::text[]), unnest($15::text[]), unnest($16::text[]), unnest($17::text[]),
                 unnest($18::bytea[]), unnest($19::text[]), unnest($20::bigint[]), $6::bigint,
                 unnest($21::bigint[]), unnest($22::bigint[]), unnest($23::text[])
-            WHERE (SELECT is_open FROM gate) RETURNING 1),
+            WHERE (SELECT is_open FROM gate)", $returning, "),
         new_deliveries AS (
             INSERT INTO deliveries (tenant_id, id, event_id, event_type, subscription_id, channel,
                 recipient, state, attempt_count, automatic_count, next_attempt_time, expire_time,
@@ -50,24 +50,26 @@ macro_rules! accept {
                 unnest($29::text[]), unnest($30::smallint[]), unnest($31::text[]), unnest($32::smallint[]),
                 0, 0, unnest($33::bigint[]), unnest($34::bigint[]), unnest($35::text[]),
                 unnest($36::bigint[]), unnest($37::text[]), unnest($38::smallint[]), 1, $6::bigint, $6::bigint
-            WHERE (SELECT is_open FROM gate) RETURNING 1),
+            WHERE (SELECT is_open FROM gate)", $returning, "),
         new_leases AS (
             INSERT INTO leases (node, number, create_time, deliveries)
             SELECT $24::text, unnest($39::bigint[]), $6::bigint, unnest($40::text[])
-            WHERE (SELECT is_open FROM gate) RETURNING 1),
-        ready AS (
-            -- The feed comes last, so that its heads are locked for as short a time as can be.
-            SELECT is_open AND (SELECT count(*) FROM new_keys) + (SELECT count(*) FROM new_events)
-                + (SELECT count(*) FROM new_deliveries) + (SELECT count(*) FROM new_leases) > 0
-                AS is_ready FROM gate)"
+            WHERE (SELECT is_open FROM gate)", $returning, ")")
     };
 }
 
-/// With something to tell the feed.
-const ACCEPT_AND_TELL: &str = concat!(accept!(), feed_tail!());
+/// The feed comes last, so that its heads are locked for as short a time as can be.
+const ACCEPT_AND_TELL: &str = concat!(
+    accept!(" RETURNING 1"),
+    ", ready AS (
+        SELECT is_open AND (SELECT count(*) FROM new_keys) + (SELECT count(*) FROM new_events)
+            + (SELECT count(*) FROM new_deliveries) + (SELECT count(*) FROM new_leases) > 0
+            AS is_ready FROM gate)",
+    feed_tail!(),
+);
 
-/// What is told later needs no feed's head.
-const ACCEPT: &str = concat!(accept!(), " SELECT is_ready, NULL::bigint[] FROM ready");
+/// With nothing to tell, or only later.
+const ACCEPT: &str = concat!(accept!(""), " SELECT is_open, NULL::bigint[] FROM gate");
 
 pub(super) async fn accept(
     line: &Line,

@@ -1,6 +1,7 @@
 //! How the feed's rows say what changed: a JSON array of deliveries, each an array of its fields in
 //! the order of [`Delivery`]. Without the fields' names it is half as long, and it is written twice
-//! for each event. Reading takes both forms: earlier versions wrote objects.
+//! for each event. Before a change `null` stands for the delivery's [birth](super::births), which follows from it.
+//! Reading takes both forms: earlier versions wrote objects.
 
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use crate::domain::attempt::{Failure, Trigger};
 use crate::domain::delivery::{Delivery, FailureReason, LastAttempt, State};
 use crate::domain::event_type::ChannelKind;
 use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
+
+use super::births::born;
 
 /// A [`Delivery`], field by field.
 #[derive(Serialize)]
@@ -89,10 +92,16 @@ pub(super) fn rows(
 ) -> Result<Vec<(Vec<u8>, usize)>, serde_json::Error> {
     let mut rows = Vec::new();
     let (mut row, mut count): (Vec<u8>, _) = (Vec::new(), 0);
-    for delivery in changes {
+    let mut changes = changes.iter().peekable();
+    while let Some(first) = changes.next() {
+        // A transaction changes each delivery once, so what stands before its change is its birth.
+        let second = changes.next_if(|second| second.id == first.id);
         let before = row.len();
         row.push(if row.is_empty() { b'[' } else { b',' });
-        serde_json::to_writer(&mut row, &Change::of(delivery))?;
+        if second.is_some() {
+            row.extend_from_slice(b"null,");
+        }
+        serde_json::to_writer(&mut row, &Change::of(second.unwrap_or(first)))?;
         if before > 0 && row.len() + 1 > max_bytes {
             let mut next = Vec::with_capacity(max_bytes);
             next.push(b'[');
@@ -102,13 +111,34 @@ pub(super) fn rows(
             rows.push((std::mem::replace(&mut row, next), count));
             count = 0;
         }
-        count += 1;
+        count += 1 + usize::from(second.is_some());
     }
     if !row.is_empty() {
         row.push(b']');
         rows.push((row, count));
     }
     Ok(rows)
+}
+
+/// The changes of a row.
+pub(super) fn read(row: &[u8]) -> Result<Vec<Delivery>, serde_json::Error> {
+    let written: Vec<Option<Delivery>> = serde_json::from_slice(row)?;
+    let mut changes = Vec::with_capacity(written.len());
+    let mut is_after_birth = false;
+    for change in written {
+        let Some(delivery) = change else {
+            is_after_birth = true;
+            continue;
+        };
+        if std::mem::take(&mut is_after_birth) {
+            changes.push(born(&delivery));
+        }
+        changes.push(delivery);
+    }
+    if is_after_birth {
+        return Err(serde::de::Error::custom("a birth without what followed"));
+    }
+    Ok(changes)
 }
 
 #[cfg(test)]
@@ -122,16 +152,41 @@ mod tests {
         let delivery = delivery(1);
         let rows = rows(&[&delivery], 1).expect("rows");
         assert_eq!(rows.len(), 1, "a change larger than a row has a row of its own");
-        let read: Vec<Delivery> = serde_json::from_slice(&rows[0].0).expect("read");
-        assert_eq!(read, [delivery]);
+        let all = read(&rows[0].0).expect("read");
+        assert_eq!(all, [delivery]);
     }
 
     #[test]
     fn what_earlier_versions_wrote_is_read() {
         let delivery = delivery(1);
         let written = serde_json::to_vec(&[&delivery]).expect("written");
-        let read: Vec<Delivery> = serde_json::from_slice(&written).expect("read");
-        assert_eq!(read, [delivery]);
+        let all = read(&written).expect("read");
+        assert_eq!(all, [delivery]);
+        assert!(read(b"[null]").is_err());
+    }
+
+    #[test]
+    fn a_birth_is_a_mark_before_what_followed_and_in_the_same_row() {
+        let deliveries: Vec<_> = (1..=20).map(delivery).collect();
+        let births: Vec<_> = deliveries.iter().map(born).collect();
+        // Every third one without.
+        let told = |number: usize| {
+            [(!number.is_multiple_of(3)).then(|| &births[number]), Some(&deliveries[number])]
+        };
+        let changes: Vec<_> = (0..20).flat_map(told).flatten().collect();
+        let rows = rows(&changes, 1_900).expect("rows");
+        assert!(rows.len() > 2 && rows.iter().all(|(row, _)| row.len() <= 1_900), "{}", rows.len());
+        let mut all = Vec::new();
+        for (row, count) in &rows {
+            let changes = read(row).expect("read");
+            assert_eq!(changes.len(), *count);
+            all.extend(changes);
+        }
+        assert!(all.iter().eq(changes.iter().copied()));
+        let bytes: usize = rows.iter().map(|(row, _)| row.len()).sum();
+        let without: Vec<_> = deliveries.iter().collect();
+        let without = super::rows(&without, usize::MAX).expect("rows")[0].0.len();
+        assert!(bytes < without + 13 * 5 + 2 * rows.len(), "{bytes} and {without} bytes");
     }
 
     #[test]
