@@ -25,8 +25,8 @@ use super::entity::delivery;
 use super::rows::MAX_ROW_BYTES;
 use super::{Error, Store};
 
-use births::TOLD;
-pub(super) use births::{Births, born, with_births};
+pub(super) use births::Births;
+use births::{TOLD, born};
 pub use follow::Follower;
 pub(super) use follow::Follows;
 
@@ -57,13 +57,36 @@ pub struct SnapshotPage {
     pub deliveries: Vec<Delivery>,
 }
 
+/// A change that a transaction has to tell of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tiding<'d> {
+    /// The delivery after it.
+    pub(super) delivery: &'d Delivery,
+    /// Whether its [birth](Births) has to be told before it.
+    pub(super) after_birth: bool,
+}
+
+impl<'d> From<&'d Delivery> for Tiding<'d> {
+    fn from(delivery: &'d Delivery) -> Self {
+        Self { delivery, after_birth: false }
+    }
+}
+
+impl Tiding<'_> {
+    /// What watchers are told.
+    fn unfold(self) -> impl Iterator<Item = Delivery> {
+        let birth = self.after_birth.then(|| born(self.delivery));
+        birth.into_iter().chain(std::iter::once(self.delivery.clone()))
+    }
+}
+
 /// What a transaction has to tell.
 pub(super) struct Told<'d> {
     /// How many rows each tenant's feed gets, in order of the tenants.
     tenants: Vec<(TenantId, i64)>,
     rows: Vec<ToldRow>,
     /// In order of the rows.
-    deliveries: Vec<&'d Delivery>,
+    tidings: Vec<Tiding<'d>>,
 }
 
 struct ToldRow {
@@ -73,34 +96,34 @@ struct ToldRow {
     /// How far before the tenant's last row of this transaction it stands.
     back: i64,
     changes: Vec<u8>,
-    /// The same among [`Told::deliveries`].
-    deliveries: Range<usize>,
+    /// The same among [`Told::tidings`].
+    tidings: Range<usize>,
 }
 
 impl<'d> Told<'d> {
-    pub(super) fn of(deliveries: impl Iterator<Item = &'d Delivery>) -> Result<Self, Error> {
-        let mut by_tenant: BTreeMap<TenantId, Vec<&Delivery>> = BTreeMap::new();
-        for delivery in deliveries {
-            by_tenant.entry(delivery.tenant_id).or_default().push(delivery);
+    pub(super) fn of(tidings: impl Iterator<Item = impl Into<Tiding<'d>>>) -> Result<Self, Error> {
+        let mut by_tenant: BTreeMap<TenantId, Vec<Tiding<'_>>> = BTreeMap::new();
+        for tiding in tidings.map(Into::into) {
+            by_tenant.entry(tiding.delivery.tenant_id).or_default().push(tiding);
         }
         let mut told = Self {
             tenants: Vec::with_capacity(by_tenant.len()),
             rows: Vec::with_capacity(by_tenant.len()),
-            deliveries: Vec::new(),
+            tidings: Vec::new(),
         };
-        for (tenant_id, changes) in by_tenant {
+        for (tenant_id, tidings) in by_tenant {
             // (A third of what telling costs is saved by short rows, and a slow reader holds less at once.)
-            let rows = change::rows(&changes, MAX_ROW_BYTES)?;
+            let rows = change::rows(&tidings, MAX_ROW_BYTES)?;
             let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
             told.tenants.push((tenant_id, count));
             let place = i32::try_from(told.tenants.len()).unwrap_or(i32::MAX);
-            let mut end = told.deliveries.len();
+            let mut end = told.tidings.len();
             for (back, (row, count)) in (0..count).rev().zip(rows) {
-                let deliveries = end..end + count;
-                end = deliveries.end;
-                told.rows.push(ToldRow { tenant_id, place, back, changes: row, deliveries });
+                let tidings = end..end + count;
+                end = tidings.end;
+                told.rows.push(ToldRow { tenant_id, place, back, changes: row, tidings });
             }
-            told.deliveries.extend(changes);
+            told.tidings.extend(tidings);
         }
         Ok(told)
     }
@@ -118,8 +141,8 @@ impl<'d> Told<'d> {
         let place = |row: &ToldRow| usize::try_from(row.place - 1).ok();
         for row in &self.rows {
             let Some(head) = place(row).and_then(|place| *heads.get(place)?) else { continue };
-            let changes = &self.deliveries[row.deliveries.clone()];
-            follows.add(row.tenant_id, head - row.back, changes);
+            let tidings = &self.tidings[row.tidings.clone()];
+            follows.add(row.tenant_id, head - row.back, tidings);
         }
     }
 
@@ -177,10 +200,10 @@ impl Store {
     pub(super) async fn tell<'d>(
         &self,
         transaction: &DatabaseTransaction,
-        deliveries: impl Iterator<Item = &'d Delivery>,
+        tidings: impl Iterator<Item = impl Into<Tiding<'d>>>,
         now: Timestamp,
     ) -> Result<(), Error> {
-        let Told { tenants, mut rows, .. } = Told::of(deliveries)?;
+        let Told { tenants, mut rows, .. } = Told::of(tidings)?;
         if tenants.is_empty() {
             return Ok(());
         }

@@ -17,16 +17,30 @@ use crate::support::make::{Maker, succeeded};
 use crate::support::{App, Database, Receiver, Reply};
 use crate::watch::{next, watch};
 
-/// A subscription whose results have come soon so far, and where its tenant's feed ends.
-async fn prompt(store: &Store, maker: &Maker, now: Timestamp) -> (Subscription, NodeId, i64) {
-    let tenant = maker.tenant(store, now).await;
-    let subscription = maker.subscription(store, tenant.id, now).await;
-    let node = maker.node(now);
-    let first = maker.deliveries(store, &subscription, 1, node, true, now).await;
-    assert_eq!(told(store, tenant.id, 0).await, first, "nothing is known of the subscription");
-    store.record(&[succeeded(&first[0], now)], now).await.expect("recorded");
-    let head = store.feed_head(tenant.id).await.expect("read").expect("a head");
-    (subscription, node, head.position)
+/// A subscription whose results have come soon so far.
+struct Prompt {
+    store: Store,
+    maker: Maker,
+    now: Timestamp,
+    subscription: Subscription,
+    node: NodeId,
+    /// Where its tenant's feed ends.
+    before: i64,
+}
+
+impl Prompt {
+    async fn on(database: &Database, seed: u64) -> Self {
+        let (store, maker) = (database.open().await, Maker::new(seed));
+        let now = store.now().await.expect("now");
+        let tenant = maker.tenant(&store, now).await;
+        let subscription = maker.subscription(&store, tenant.id, now).await;
+        let node = maker.node(now);
+        let first = maker.deliveries(&store, &subscription, 1, node, true, now).await;
+        assert_eq!(told(&store, tenant.id, 0).await, first, "nothing is known of the subscription");
+        store.record(&[succeeded(&first[0], now)], now).await.expect("recorded");
+        let before = store.feed_head(tenant.id).await.expect("read").expect("a head").position;
+        Self { store, maker, now, subscription, node, before }
+    }
 }
 
 async fn told(store: &Store, tenant_id: TenantId, after: i64) -> Vec<Delivery> {
@@ -41,9 +55,7 @@ async fn shown(store: &Store, tenant_id: TenantId) -> Vec<Delivery> {
 
 on_both! {
     async fn a_birth_is_told_with_its_end_in_one_row(database: Database) {
-        let (store, maker) = (database.open().await, Maker::new(61));
-        let now = store.now().await.expect("now");
-        let (subscription, node, before) = prompt(&store, &maker, now).await;
+        let Prompt { store, maker, now, subscription, node, before } = Prompt::on(&database, 61).await;
         let tenant_id = subscription.tenant_id;
         let born = maker.deliveries(&store, &subscription, 2, node, true, now).await;
         assert_eq!(told(&store, tenant_id, before).await, [], "told at once");
@@ -69,9 +81,7 @@ on_both! {
 
 on_both! {
     async fn whoever_makes_the_second_change_tells_of_the_first(database: Database) {
-        let (store, maker) = (database.open().await, Maker::new(62));
-        let now = store.now().await.expect("now");
-        let (subscription, node, before) = prompt(&store, &maker, now).await;
+        let Prompt { store, maker, now, subscription, node, before } = Prompt::on(&database, 62).await;
         let tenant_id = subscription.tenant_id;
         let born = maker.deliveries(&store, &subscription, 2, node, true, now).await;
         // Another process, which has not accepted them.
@@ -100,9 +110,7 @@ on_both! {
 
 on_both! {
     async fn what_takes_longer_is_told_by_itself_and_once(database: Database) {
-        let (store, maker) = (database.open().await, Maker::new(63));
-        let now = store.now().await.expect("now");
-        let (subscription, node, before) = prompt(&store, &maker, now).await;
+        let Prompt { store, maker, now, subscription, node, before } = Prompt::on(&database, 63).await;
         let tenant_id = subscription.tenant_id;
         let born = maker.deliveries(&store, &subscription, 3, node, true, now).await;
         store.tell_births(now).await.expect("nothing is overdue");
@@ -125,9 +133,7 @@ on_both! {
 
 on_both! {
     async fn without_anything_to_tell_settings_are_those_of_now_too(database: Database) {
-        let (store, maker) = (database.open().await, Maker::new(64));
-        let now = store.now().await.expect("now");
-        let (subscription, node, before) = prompt(&store, &maker, now).await;
+        let Prompt { store, maker, now, subscription, node, before } = Prompt::on(&database, 64).await;
         let tenant_id = subscription.tenant_id;
         let settings = CatalogCache::default().current(&store, &[tenant_id]).await.expect("read");
         let event = maker.event(tenant_id, now);

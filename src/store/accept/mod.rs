@@ -125,7 +125,7 @@ impl Store {
         }
         let born = new.deliveries.iter().filter(|delivery| delivery.state == State::Delivering);
         let leases = self.leases.open(new.node, born.clone())?;
-        let untold = self.births.wait(new.deliveries);
+        let untold = self.births.untold(new.deliveries);
         let became = match &self.lines {
             Lines::Postgres(lines) => {
                 fail_point!(AcceptBeforeCommit);

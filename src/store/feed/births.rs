@@ -55,15 +55,14 @@ struct Untold {
 
 impl Untold {
     /// See [`Births::take`]; `None` while one of them is told of by itself.
-    fn take(&mut self, ended: &[Ended]) -> Option<Vec<Option<Delivery>>> {
+    fn take(&mut self, ended: &[Ended]) -> Option<Vec<bool>> {
         let is_told = |ended: &Ended| self.telling.contains(&ended.after.id);
         if !self.telling.is_empty() && ended.iter().any(is_told) {
             return None;
         }
+        // With a later revision somebody else has made the second change, and told of both.
         let take = |Ended { after, .. }: &Ended| {
-            self.deliveries.remove(&after.id)?;
-            // Otherwise somebody else has made the second change, and told of both.
-            (after.revision == 2).then(|| born(after))
+            self.deliveries.remove(&after.id).is_some() && after.revision == 2
         };
         Some(ended.iter().map(take).collect())
     }
@@ -75,7 +74,7 @@ impl Births {
     }
 
     /// Which of these, just accepted, are to be told of later.
-    pub(in super::super) fn wait(&self, deliveries: &[Delivery]) -> Vec<bool> {
+    pub(in super::super) fn untold(&self, deliveries: &[Delivery]) -> Vec<bool> {
         let untold = self.lock();
         let is_prompt = |delivery: &Delivery| {
             delivery.state == State::Delivering && untold.prompt.contains(&delivery.subscription_id)
@@ -96,9 +95,9 @@ impl Births {
         }
     }
 
-    /// Takes out those of which has to be told before these changes; for each change its delivery's. Waits for those
+    /// Takes out those of which has to be told before these changes: for each change whether that is so. Waits for those
     /// that are told of by themselves just now, so that nothing is told of twice.
-    pub(in super::super) async fn take(&self, ended: &[Ended]) -> Vec<Option<Delivery>> {
+    pub(in super::super) async fn take(&self, ended: &[Ended]) -> Vec<bool> {
         loop {
             let mut told = pin!(self.0.told.notified());
             told.as_mut().enable();
@@ -164,7 +163,7 @@ impl Births {
 }
 
 /// A delivery as it was accepted, under way at once.
-pub(in super::super) fn born(delivery: &Delivery) -> Delivery {
+pub(super) fn born(delivery: &Delivery) -> Delivery {
     Delivery {
         id: delivery.id,
         tenant_id: delivery.tenant_id,
@@ -187,17 +186,6 @@ pub(in super::super) fn born(delivery: &Delivery) -> Delivery {
         create_time: delivery.create_time,
         update_time: delivery.create_time,
     }
-}
-
-/// Changes, each behind its delivery's acceptance if that has not been told.
-pub(in super::super) fn with_births<'d>(
-    births: &'d [Option<Delivery>],
-    changes: impl Iterator<Item = &'d Delivery>,
-) -> impl Iterator<Item = &'d Delivery> {
-    births
-        .iter()
-        .zip(changes)
-        .flat_map(|(birth, change)| birth.iter().chain(std::iter::once(change)))
 }
 
 impl Store {
@@ -280,6 +268,7 @@ mod tests {
 
     use crate::domain::attempt::{Attempt, Outcome, Report, Trigger};
     use crate::domain::trace::TraceContext;
+    use crate::store::feed::Tiding;
     use crate::store::sample::delivery;
 
     fn ended(delivery: &Delivery) -> Ended {
@@ -287,7 +276,7 @@ mod tests {
         Ended { after, attempt: None }
     }
 
-    fn take(births: &Births, ended: &[Ended]) -> Vec<Option<Delivery>> {
+    fn take(births: &Births, ended: &[Ended]) -> Vec<bool> {
         births.take(ended).now_or_never().expect("nobody is telling")
     }
 
@@ -297,14 +286,14 @@ mod tests {
         let all: Vec<_> = (1..=3).map(delivery).collect();
         births.add(all.iter());
         assert_eq!(births.overdue(), [], "they have just come");
-        assert_eq!(take(&births, &[ended(&all[1])]), [Some(born(&all[1]))]);
-        assert_eq!(take(&births, &[ended(&all[1])]), [None]);
+        assert_eq!(take(&births, &[ended(&all[1])]), [true]);
+        assert_eq!(take(&births, &[ended(&all[1])]), [false]);
         let key = |of: &Delivery| (of.tenant_id, of.id);
         let overdue = [key(&all[0]), key(&all[2])];
         assert_eq!(births.overdue(), overdue);
         assert_eq!(births.overdue(), overdue, "that was not confirmed");
         births.told(&overdue);
-        assert_eq!(take(&births, &[ended(&all[2])]), [None]);
+        assert_eq!(take(&births, &[ended(&all[2])]), [false]);
         assert!(births.lock().deliveries.is_empty() && births.lock().telling.is_empty());
     }
 
@@ -316,12 +305,12 @@ mod tests {
         births.overdue();
         births.add(all[1..].iter());
         assert_eq!(births.overdue(), [(all[0].tenant_id, all[0].id)]);
-        assert!(take(&births, &[ended(&all[1])])[0].is_some(), "that one is not concerned");
+        assert!(take(&births, &[ended(&all[1])])[0], "that one is not concerned");
         let results = [ended(&all[0])];
         let mut waiting = std::pin::pin!(births.take(&results));
         assert_eq!(waiting.as_mut().now_or_never(), None);
         births.told(&[(all[0].tenant_id, all[0].id)]);
-        assert_eq!(waiting.now_or_never(), Some(vec![None]));
+        assert_eq!(waiting.now_or_never(), Some(vec![false]));
     }
 
     #[test]
@@ -333,7 +322,7 @@ mod tests {
         assert_eq!(births.overdue().len(), 1);
         births.refused(delivery.id);
         assert_eq!(births.overdue(), [], "once is enough");
-        assert!(take(&births, &[ended(&delivery)])[0].is_some());
+        assert!(take(&births, &[ended(&delivery)])[0]);
     }
 
     #[test]
@@ -342,7 +331,7 @@ mod tests {
         let mut late = ended(&delivery(1));
         births.add(std::iter::once(&late.after));
         late.after.revision = 4;
-        assert_eq!(take(&births, &[late]), [None]);
+        assert_eq!(take(&births, &[late]), [false]);
         assert!(births.lock().deliveries.is_empty());
     }
 
@@ -359,7 +348,7 @@ mod tests {
             ended.attempt = Some(Attempt { delivery_id: born.id, number, trigger, report, trace });
             ended
         };
-        let waits = |delivery: &Delivery| births.wait(std::slice::from_ref(delivery))[0];
+        let waits = |delivery: &Delivery| births.untold(std::slice::from_ref(delivery))[0];
         assert!(!waits(&born), "nothing is known");
         births.learn(&[result(SOON)]);
         assert!(waits(&born));
@@ -375,10 +364,10 @@ mod tests {
 
     #[test]
     fn an_acceptance_stands_before_what_followed() {
-        let changes = [ended(&delivery(1)).after, ended(&delivery(2)).after];
-        let births = [None, Some(born(&changes[1]))];
-        let told: Vec<_> = with_births(&births, changes.iter()).collect();
-        assert_eq!(told, [&changes[0], births[1].as_ref().expect("a birth"), &changes[1]]);
-        assert_eq!((told[1].revision, told[1].state), (1, State::Delivering));
+        let change = ended(&delivery(1)).after;
+        let told: Vec<_> = Tiding { delivery: &change, after_birth: true }.unfold().collect();
+        assert_eq!(told, [born(&change), change.clone()]);
+        assert_eq!((told[0].revision, told[0].state), (1, State::Delivering));
+        assert_eq!(Tiding::from(&change).unfold().collect::<Vec<_>>(), [change]);
     }
 }

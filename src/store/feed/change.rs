@@ -13,7 +13,7 @@ use crate::domain::delivery::{Delivery, FailureReason, LastAttempt, State};
 use crate::domain::event_type::ChannelKind;
 use crate::domain::id::{DeliveryId, EventId, SubscriptionId, TenantId};
 
-use super::births::born;
+use super::{Tiding, born};
 
 /// A [`Delivery`], field by field.
 #[derive(Serialize)]
@@ -85,23 +85,20 @@ impl<'d> Last<'d> {
     }
 }
 
-/// The changes in rows of at most `max_bytes`, a single change's row excepted, and how many are in each.
+/// The tidings in rows of at most `max_bytes`, a single change's row excepted, and how many are in each.
 pub(super) fn rows(
-    changes: &[&Delivery],
+    tidings: &[Tiding<'_>],
     max_bytes: usize,
 ) -> Result<Vec<(Vec<u8>, usize)>, serde_json::Error> {
     let mut rows = Vec::new();
     let (mut row, mut count): (Vec<u8>, _) = (Vec::new(), 0);
-    let mut changes = changes.iter().peekable();
-    while let Some(first) = changes.next() {
-        // A transaction changes each delivery once, so what stands before its change is its birth.
-        let second = changes.next_if(|second| second.id == first.id);
+    for Tiding { delivery, after_birth } in tidings {
         let before = row.len();
         row.push(if row.is_empty() { b'[' } else { b',' });
-        if second.is_some() {
+        if *after_birth {
             row.extend_from_slice(b"null,");
         }
-        serde_json::to_writer(&mut row, &Change::of(second.unwrap_or(first)))?;
+        serde_json::to_writer(&mut row, &Change::of(delivery))?;
         if before > 0 && row.len() + 1 > max_bytes {
             let mut next = Vec::with_capacity(max_bytes);
             next.push(b'[');
@@ -111,7 +108,7 @@ pub(super) fn rows(
             rows.push((std::mem::replace(&mut row, next), count));
             count = 0;
         }
-        count += 1 + usize::from(second.is_some());
+        count += 1;
     }
     if !row.is_empty() {
         row.push(b']');
@@ -150,7 +147,7 @@ mod tests {
     #[test]
     fn every_field_comes_back() {
         let delivery = delivery(1);
-        let rows = rows(&[&delivery], 1).expect("rows");
+        let rows = rows(&[Tiding::from(&delivery)], 1).expect("rows");
         assert_eq!(rows.len(), 1, "a change larger than a row has a row of its own");
         let all = read(&rows[0].0).expect("read");
         assert_eq!(all, [delivery]);
@@ -168,23 +165,24 @@ mod tests {
     #[test]
     fn a_birth_is_a_mark_before_what_followed_and_in_the_same_row() {
         let deliveries: Vec<_> = (1..=20).map(delivery).collect();
-        let births: Vec<_> = deliveries.iter().map(born).collect();
-        // Every third one without.
-        let told = |number: usize| {
-            [(!number.is_multiple_of(3)).then(|| &births[number]), Some(&deliveries[number])]
-        };
-        let changes: Vec<_> = (0..20).flat_map(told).flatten().collect();
-        let rows = rows(&changes, 1_900).expect("rows");
+        let with_birth = |number: usize| !number.is_multiple_of(3);
+        let tidings: Vec<_> = (0..20)
+            .map(|n| Tiding { delivery: &deliveries[n], after_birth: with_birth(n) })
+            .collect();
+        let rows = rows(&tidings, 1_900).expect("rows");
         assert!(rows.len() > 2 && rows.iter().all(|(row, _)| row.len() <= 1_900), "{}", rows.len());
         let mut all = Vec::new();
         for (row, count) in &rows {
             let changes = read(row).expect("read");
-            assert_eq!(changes.len(), *count);
+            let births = changes.iter().filter(|change| change.revision == 1).count();
+            assert_eq!(changes.len() - births, *count);
             all.extend(changes);
         }
-        assert!(all.iter().eq(changes.iter().copied()));
+        let told: Vec<_> = tidings.iter().flat_map(|tiding| tiding.unfold()).collect();
+        assert_eq!(told.len(), 33);
+        assert_eq!(all, told);
         let bytes: usize = rows.iter().map(|(row, _)| row.len()).sum();
-        let without: Vec<_> = deliveries.iter().collect();
+        let without: Vec<_> = deliveries.iter().map(Tiding::from).collect();
         let without = super::rows(&without, usize::MAX).expect("rows")[0].0.len();
         assert!(bytes < without + 13 * 5 + 2 * rows.len(), "{bytes} and {without} bytes");
     }
@@ -192,8 +190,8 @@ mod tests {
     #[test]
     fn rows_keep_the_order_and_their_size() {
         let deliveries: Vec<_> = (1..=20).map(delivery).collect();
-        let changes: Vec<_> = deliveries.iter().collect();
-        let rows = rows(&changes, 1_900).expect("rows");
+        let tidings: Vec<_> = deliveries.iter().map(Tiding::from).collect();
+        let rows = rows(&tidings, 1_900).expect("rows");
         assert!(rows.len() > 2 && rows.iter().all(|(row, _)| row.len() <= 1_900), "{}", rows.len());
         let mut read = Vec::new();
         for (row, count) in &rows {

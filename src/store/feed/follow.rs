@@ -8,7 +8,7 @@ use crate::domain::delivery::Delivery;
 use crate::domain::id::TenantId;
 
 use super::super::Store;
-use super::FeedRow;
+use super::{FeedRow, Tiding};
 
 /// Most changes that are kept for whoever does not take them.
 const MAX_CHANGES: usize = 8_192;
@@ -78,14 +78,15 @@ impl Follows {
     }
 
     /// Adds a row for who follows the tenant, if anybody does.
-    pub(super) fn add(&self, tenant_id: TenantId, position: i64, changes: &[&Delivery]) {
+    pub(super) fn add(&self, tenant_id: TenantId, position: i64, tidings: &[Tiding<'_>]) {
         let Some(inbox) = self.lock().get(&tenant_id).cloned() else { return };
+        let changes: Vec<_> = tidings.iter().flat_map(|tiding| tiding.unfold()).collect();
         let mut inbox = inbox.lock();
         if inbox.changes + changes.len() > MAX_CHANGES {
             *inbox = Rows::default();
         }
         inbox.changes += changes.len();
-        let replaced = inbox.rows.insert(position, changes.iter().copied().cloned().collect());
+        let replaced = inbox.rows.insert(position, changes);
         inbox.changes -= replaced.map_or(0, |changes| changes.len());
     }
 
@@ -129,14 +130,14 @@ mod tests {
     fn rows_are_taken_in_order_and_without_gaps() {
         let (follows, follower, delivery) = followed();
         for position in [4, 3, 6] {
-            follows.add(delivery.tenant_id, position, &[&delivery]);
+            follows.add(delivery.tenant_id, position, &[Tiding::from(&delivery)]);
         }
         assert_eq!(positions(&follower.take(1)), [0; 0], "2 is missing");
         let taken = follower.take(2);
         assert_eq!(positions(&taken), [3, 4]);
         assert_eq!(taken[0].changes, std::slice::from_ref(&delivery));
         // 5 and 6 were read elsewhere.
-        follows.add(delivery.tenant_id, 7, &[&delivery]);
+        follows.add(delivery.tenant_id, 7, &[Tiding::from(&delivery)]);
         assert_eq!(positions(&follower.take(6)), [7]);
         let left = follower.inbox.lock();
         assert_eq!((left.rows.len(), left.changes), (0, 0));
@@ -145,14 +146,14 @@ mod tests {
     #[test]
     fn what_nobody_takes_is_bounded() {
         let (follows, follower, delivery) = followed();
-        let changes = vec![&delivery; 1_000];
+        let changes = vec![Tiding::from(&delivery); 1_000];
         for position in 1..=20 {
             follows.add(delivery.tenant_id, position, &changes);
             assert!(follower.inbox.lock().changes <= MAX_CHANGES);
         }
         assert_eq!(positions(&follower.take(16)), [17, 18, 19, 20]);
         // The only row with more than that has a place, too.
-        follows.add(delivery.tenant_id, 21, &vec![&delivery; MAX_CHANGES + 1]);
+        follows.add(delivery.tenant_id, 21, &vec![Tiding::from(&delivery); MAX_CHANGES + 1]);
         assert_eq!(positions(&follower.take(20)), [21]);
     }
 
@@ -161,7 +162,7 @@ mod tests {
         let (follows, first, delivery) = followed();
         let second = follows.follow(delivery.tenant_id);
         drop(first);
-        follows.add(delivery.tenant_id, 1, &[&delivery]);
+        follows.add(delivery.tenant_id, 1, &[Tiding::from(&delivery)]);
         assert_eq!(positions(&second.take(0)), [1], "the second one still follows");
         drop(second);
         assert!(follows.is_empty());

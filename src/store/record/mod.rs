@@ -18,7 +18,7 @@ use crate::domain::id::{DeliveryId, TenantId};
 
 use super::bulk::{Rows, Type, bigint, bytes, int, text, time_or_zero};
 use super::entity::delivery;
-use super::feed::{born, with_births};
+use super::feed::Tiding;
 use super::line::Lines;
 use super::rows::{json, micros, outcome_code, trigger_code};
 use super::{Error, HealthChange, Observed, Store};
@@ -79,7 +79,8 @@ impl Store {
         let births = self.births.take(ended).await;
         let recorded = self.record_with_births(ended, &births, seen, policy, now).await;
         if recorded.is_err() {
-            self.births.add(births.iter().flatten());
+            let untold = std::iter::zip(ended, &births).filter(|(_, is_untold)| **is_untold);
+            self.births.add(untold.map(|(ended, _)| &ended.after));
         }
         recorded
     }
@@ -87,7 +88,7 @@ impl Store {
     async fn record_with_births(
         &self,
         ended: &[Ended],
-        births: &[Option<Delivery>],
+        births: &[bool],
         seen: &[Observed],
         policy: &Policy,
         now: Timestamp,
@@ -132,7 +133,7 @@ impl Store {
     async fn record_on_line(
         &self,
         ended: &[Ended],
-        births: &[Option<Delivery>],
+        births: &[bool],
         now: Timestamp,
     ) -> Result<Option<HashSet<DeliveryId>>, Error> {
         match &self.lines {
@@ -363,15 +364,15 @@ impl Store {
         now: Timestamp,
     ) -> Result<Vec<Delivery>, Error> {
         let mut changed: Vec<Delivery> = Vec::with_capacity(rows.len());
-        let mut births = Vec::with_capacity(rows.len());
+        let mut untold = Vec::with_capacity(rows.len());
         for row in rows {
             let row = delivery::Model::from_query_result(row, "")?;
-            let is_untold = row.untold != 0 && row.revision == 2;
-            let delivery = row.try_into()?;
-            births.push(is_untold.then(|| born(&delivery)));
-            changed.push(delivery);
+            untold.push(row.untold != 0 && row.revision == 2);
+            changed.push(row.try_into()?);
         }
-        self.tell(&transaction, with_births(&births, changed.iter()), now).await?;
+        let tidings = std::iter::zip(&changed, untold)
+            .map(|(delivery, after_birth)| Tiding { delivery, after_birth });
+        self.tell(&transaction, tidings, now).await?;
         fail_point!(ChangeBeforeCommit);
         transaction.commit().await?;
         fail_point!(ChangeAfterCommit);
@@ -384,11 +385,12 @@ impl Store {
 /// What the feed is told of those changes that took effect.
 fn told<'e>(
     ended: &'e [Ended],
-    births: &'e [Option<Delivery>],
+    births: &'e [bool],
     is_done: impl Fn(DeliveryId) -> bool,
-) -> impl Iterator<Item = &'e Delivery> {
-    let changes = ended.iter().map(|ended| &ended.after);
-    with_births(births, changes).filter(move |change| is_done(change.id))
+) -> impl Iterator<Item = Tiding<'e>> {
+    std::iter::zip(ended, births)
+        .map(|(Ended { after, .. }, birth)| Tiding { delivery: after, after_birth: *birth })
+        .filter(move |tiding| is_done(tiding.delivery.id))
 }
 
 /// The document of an attempt's headers.

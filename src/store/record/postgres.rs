@@ -5,7 +5,7 @@ use sea_orm::sqlx;
 
 use crate::domain::Timestamp;
 use crate::domain::attempt::Attempt;
-use crate::domain::delivery::{Delivery, FailureReason};
+use crate::domain::delivery::FailureReason;
 
 use super::super::Error;
 use super::super::accept::column;
@@ -67,7 +67,7 @@ const RECORD: &str = concat!(
 pub(super) async fn record(
     line: &Line,
     ended: &[Ended],
-    births: &[Option<Delivery>],
+    births: &[bool],
     now: Timestamp,
     follows: &Follows,
 ) -> Result<bool, Error> {

@@ -35,7 +35,7 @@ const INSERT_ATTEMPT: &str = "INSERT INTO attempts (tenant_id, delivery_id, numb
 pub(super) async fn record(
     line: &Line,
     ended: &[Ended],
-    births: &[Option<Delivery>],
+    births: &[bool],
     now: Timestamp,
     follows: &Follows,
 ) -> Result<HashSet<DeliveryId>, Error> {
