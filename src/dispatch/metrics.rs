@@ -43,6 +43,7 @@ pub(super) struct Metrics {
     pub(super) fatal_attempts: Counter,
     pub(super) fenced: Counter,
     pub(super) claimed: Counter,
+    pub(super) paused: Counter,
     pub(super) in_flight: Gauge,
     pub(super) waiting: Gauge,
     pub(super) queue_held: Gauge,
@@ -69,6 +70,7 @@ impl Metrics {
             fatal_attempts: Counter::default(),
             fenced: Counter::default(),
             claimed: Counter::default(),
+            paused: Counter::default(),
             in_flight: Gauge::default(),
             waiting: Gauge::default(),
             queue_held: Gauge::default(),
@@ -143,6 +145,11 @@ impl Metrics {
             "tidings_deliveries_claimed",
             "Due deliveries that this node claimed",
             self.claimed.clone(),
+        );
+        registry.register(
+            "tidings_attempts_paused",
+            "Pauses after attempts, made because events arrive faster than they can be committed",
+            self.paused.clone(),
         );
         registry.register(
             "tidings_attempts_in_flight",

@@ -82,6 +82,8 @@ struct Inner {
     lanes: Mutex<Lanes<Box<Job>>>,
     in_flight: Slots,
     worker: Worker,
+    /// Whether workers make way for callers.
+    makes_way: AtomicBool,
     tracker: TaskTracker,
     aborted: Abort,
     /// Tells the claimer that a lane that wanted room has some.
@@ -127,6 +129,7 @@ impl Queue {
             lanes: Mutex::new(Lanes::new(config.queue_size, config.queue_bytes)),
             in_flight: Slots::new(config.max_in_flight, worker.clock().clone(), waiting),
             worker,
+            makes_way: AtomicBool::new(false),
             tracker: TaskTracker::new(),
             aborted: Abort::default(),
             room: Notify::new(),
@@ -136,6 +139,11 @@ impl Queue {
     /// The node under which deliveries are leased now.
     pub fn node(&self) -> NodeId {
         self.0.worker.node()
+    }
+
+    /// Has workers make way for callers, whose events arrive faster than they can be committed, or no more.
+    pub fn make_way(&self, is_wanted: bool) {
+        self.0.makes_way.store(is_wanted, Ordering::Relaxed);
     }
 
     /// Reserves up to `wanted` places for a subscription; fewer or none when the lane or the node
@@ -250,6 +258,9 @@ impl Queue {
                 Turn::Attempt(_) | Turn::GiveBack => Vec::new(),
             };
             self.0.worker.run(job, further, turn).await;
+            if self.0.makes_way.load(Ordering::Relaxed) {
+                self.0.worker.pause().await;
+            }
             let limit = self.0.worker.allowed(id, subscription.as_deref());
             let now = self.0.worker.clock().now();
             let (job, more) = self.0.lock().next(id, limit, now);

@@ -1,14 +1,14 @@
 //! Results into the database, in group commits: a batch is what arrived while the last one was being
-//! written, and for as long again. What says something about its endpoint takes several statements instead
-//! of one, so it is written apart, and failures wait a moment for each other. While the database is away
-//! results wait here, bounded by the queue's permits, and are written when it is back.
+//! written, and during a rest after it. What says something about its endpoint takes several statements
+//! instead of one, so it is written apart, and failures wait a moment for each other. While the database is
+//! away results wait here, bounded by the queue's permits, and are written when it is back.
 
 use std::collections::HashSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::domain::Clock;
 use crate::domain::delivery::State;
@@ -23,8 +23,13 @@ const MAX_BATCH: usize = 512;
 /// How long failures wait for further ones. A thousand endpoints that time out one after another share
 /// transactions, then; nobody waits for a failure.
 const COMPANY: Duration = Duration::from_millis(50);
-/// The longest rest after a batch: results keep places of the queue until they are recorded.
-const LONGEST_REST: Duration = Duration::from_millis(5);
+/// The longest rest for each tenant of the last batch: results keep places of the queue until they are recorded.
+const REST: Duration = Duration::from_millis(5);
+/// The longest rest. With an attempt that ends soon it is over before the birth of its delivery would be told of
+/// by itself.
+const LONGEST_REST: Duration = Duration::from_millis(30);
+/// When so many of the queue's places, one of this number, are kept by results, a rest is over, too.
+const SHARE: usize = 8;
 /// How long to wait before trying again to write, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -54,6 +59,8 @@ impl Finished {
 #[derive(Clone)]
 pub(super) struct Handle {
     results: mpsc::Sender<Box<Finished>>,
+    /// Ends the recorder's rest.
+    enough: Arc<Notify>,
     closing: Arc<watch::Sender<bool>>,
     drained: watch::Receiver<bool>,
 }
@@ -61,6 +68,7 @@ pub(super) struct Handle {
 /// The recorder's end of a [`Handle`].
 pub(super) struct Results {
     finished: mpsc::Receiver<Box<Finished>>,
+    enough: Arc<Notify>,
     closing: watch::Receiver<bool>,
     drained: watch::Sender<bool>,
 }
@@ -70,8 +78,10 @@ pub(super) fn channel(size: usize) -> (Handle, Results) {
     let (sender, results) = mpsc::channel(size);
     let (closing, is_closing) = watch::channel(false);
     let (drained, is_drained) = watch::channel(false);
-    let handle = Handle { results: sender, closing: Arc::new(closing), drained: is_drained };
-    (handle, Results { finished: results, closing: is_closing, drained })
+    let (enough, closing) = (Arc::new(Notify::new()), Arc::new(closing));
+    let handle =
+        Handle { results: sender, enough: Arc::clone(&enough), closing, drained: is_drained };
+    (handle, Results { finished: results, enough, closing: is_closing, drained })
 }
 
 impl Handle {
@@ -79,6 +89,10 @@ impl Handle {
     pub(super) async fn send(&self, finished: Box<Finished>) {
         // The recorder is gone only when the process is about to end; the lease runs out then.
         let _ = self.results.send(finished).await;
+        let size = self.results.max_capacity();
+        if size - self.results.capacity() >= enough_of(size) {
+            self.enough.notify_one();
+        }
     }
 
     /// Takes nothing more.
@@ -98,18 +112,12 @@ impl Handle {
 pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static str {
     let (mut batch, mut apart) = (Vec::with_capacity(MAX_BATCH), Vec::new());
     let mut company = pin!(tokio::time::sleep(COMPANY));
-    // As long as the last batch took, so that there are half as many. No caller waits for one.
-    let mut rest = pin!(tokio::time::sleep(Duration::ZERO));
     let mut is_over = false;
     while !is_over {
-        let mut is_full = false;
         tokio::select! {
             biased;
             () = &mut company, if !apart.is_empty() => {}
-            () = &mut rest, if !rest.is_elapsed() => continue,
-            count = results.finished.recv_many(&mut batch, MAX_BATCH), if rest.is_elapsed() => {
-                (is_over, is_full) = (count == 0, count == MAX_BATCH);
-            }
+            count = results.finished.recv_many(&mut batch, MAX_BATCH) => is_over = count == 0,
             () = closed(&mut results.closing) => {
                 results.finished.close();
                 is_over = results.finished.recv_many(&mut batch, MAX_BATCH).await == 0;
@@ -121,17 +129,20 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
             company.set(tokio::time::sleep(COMPANY));
         }
         let begin = shared.clock.now();
+        let mut tenants = 1;
         if !batch.is_empty() {
-            record(&shared, std::mem::take(&mut batch)).await;
+            tenants = record(&shared, std::mem::take(&mut batch)).await;
         }
         let is_due = is_over || company.is_elapsed() || apart.len() >= MAX_BATCH;
         if apart.iter().any(|finished| is_due || !finished.is_failure()) {
             record(&shared, std::mem::take(&mut apart)).await;
         }
-        // Behind a full batch the next one waits already.
-        if !is_full {
-            let took = shared.clock.now().since(begin);
-            rest.set(tokio::time::sleep(took.min(LONGEST_REST)));
+        let took = shared.clock.now().since(begin);
+        tokio::select! {
+            () = tokio::time::sleep(rest_after(took, tenants)) => {}
+            () = has_enough(&results.finished, &results.enough) => {}
+            () = &mut company, if !apart.is_empty() => {}
+            () = closed(&mut results.closing) => {}
         }
     }
     results.drained.send_replace(true);
@@ -139,13 +150,31 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
     std::future::pending().await
 }
 
+/// How long to rest after a batch: as long as it took, so that there are half as many, and no caller waits for one.
+/// And that for each of its tenants, since results of one tenant share a row of its feed.
+fn rest_after(took: Duration, tenants: u32) -> Duration {
+    took.min(REST).saturating_mul(tenants).min(LONGEST_REST)
+}
+
+/// How many results end a rest, when the queue has so many places.
+fn enough_of(size: usize) -> usize {
+    (size / SHARE).clamp(1, MAX_BATCH)
+}
+
+/// Waits until so many results wait that they should be written.
+async fn has_enough<T>(finished: &mpsc::Receiver<T>, arrived: &Notify) {
+    while finished.len() < enough_of(finished.max_capacity()) {
+        arrived.notified().await;
+    }
+}
+
 /// Waits until the recorder is closed. Without a handle left it is, too.
 async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|is_closing| *is_closing).await;
 }
 
-/// Records a batch, however long the database takes.
-async fn record(shared: &Shared, batch: Vec<Box<Finished>>) {
+/// Records a batch, however long the database takes. Of how many tenants it was.
+async fn record(shared: &Shared, batch: Vec<Box<Finished>>) -> u32 {
     let (mut ended, mut permits, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     for finished in batch {
         let Finished { ended: one, seen: of_endpoint, permit } = *finished;
@@ -185,6 +214,8 @@ async fn record(shared: &Shared, batch: Vec<Box<Finished>>) {
     if ended.iter().any(|ended| ended.after.state == State::Scheduled) {
         shared.due.notify_one();
     }
+    let tenants = ended.chunk_by(|one, next| one.after.tenant_id == next.after.tenant_id).count();
+    u32::try_from(tenants).unwrap_or(u32::MAX)
 }
 
 async fn record_alone(shared: &Shared, ended: &Ended, seen: &[Observed]) {
@@ -274,6 +305,39 @@ impl Shared {
         }
         if before.awaits_success() && !after.awaits_success() {
             self.due.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    const fn ms(number: u64) -> Duration {
+        Duration::from_millis(number)
+    }
+
+    #[test]
+    fn the_more_tenants_share_a_batch_the_longer_is_the_rest() {
+        assert_eq!(rest_after(ms(2), 1), ms(2));
+        assert_eq!(rest_after(ms(2), 4), ms(8));
+        assert_eq!(rest_after(ms(2), 100), LONGEST_REST);
+        assert_eq!(rest_after(ms(1_000), 1), REST, "the database was away");
+        assert_eq!(rest_after(ms(1_000), u32::MAX), LONGEST_REST);
+    }
+
+    #[tokio::test]
+    async fn enough_results_end_a_rest() {
+        assert_eq!([1, 16, 4_096, 100_000].map(enough_of), [1, 2, 512, 512]);
+        let (sender, results) = mpsc::channel(16);
+        let arrived = Notify::new();
+        let mut wait = pin!(has_enough(&results, &arrived));
+        for is_enough in [false, true] {
+            sender.send(()).await.expect("there is room");
+            arrived.notify_one();
+            assert_eq!(wait.as_mut().now_or_never().is_some(), is_enough);
         }
     }
 }

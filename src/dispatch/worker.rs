@@ -37,6 +37,10 @@ use super::queue::{Job, Permit, Queue};
 use super::recorder::{Finished, Handle};
 use super::slots::Slot;
 
+/// A pause after an attempt, when callers wait: nothing to an endpoint that takes its time, and half of the time of
+/// those that answer at once.
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// What a delivery gets when its turn has come.
 pub(super) enum Turn {
     /// An attempt, in this place.
@@ -93,6 +97,12 @@ impl Worker {
     /// This node's part of a subscription's rate, in requests per second.
     pub(super) fn rate(&self, subscription: Option<&Subscription>) -> Option<f64> {
         self.shared.endpoints.rate(subscription)
+    }
+
+    /// Leaves the processors to whoever accepts events.
+    pub(super) async fn pause(&self) {
+        self.shared.metrics.paused.inc();
+        tokio::time::sleep(PAUSE).await;
     }
 
     /// What else goes out in the message of `first`.

@@ -91,6 +91,8 @@ impl Committer {
             if count == 0 {
                 return;
             }
+            // Full, and another full one behind it.
+            self.queue.make_way(count == MAX_EVENTS && turn.len() >= MAX_EVENTS);
             let mut turn = (count < MAX_EVENTS).then_some(turn);
             for group in groups(arrived.drain(..)) {
                 self.commit_group(group, &mut turn).await;

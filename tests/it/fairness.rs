@@ -1,5 +1,6 @@
 //! One loud tenant does not keep another one waiting, nor endpoints that hang one that answers.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tidings::api::proto::{self, DeliveryState};
@@ -148,6 +149,37 @@ on_both! {
         let arrived = tokio::time::timeout(Duration::from_secs(40), receiver.wait_for(EVENTS)).await;
         assert!(arrived.is_ok(), "{} of {EVENTS} have arrived", receiver.requests().len());
         assert!(app.metric("tidings_deliveries_claimed_total").await > 40, "most had no room");
+        app.stop().await;
+    }
+}
+
+on_both! {
+    /// While more events arrive than two full groups take, workers pause between attempts, and the callers get
+    /// their answers; everything is delivered. With fewer events nobody pauses.
+    async fn deliveries_make_way_for_callers(database: Database) {
+        const CALLS: usize = 20;
+        const EVENTS: usize = 200;
+        let app = App::start(database).await;
+        let tenant = app.operator.create_tenant("Acme").await;
+        let receiver = Receiver::answering(200).await;
+        app.operator.subscribe(&tenant.id, &["*"], &receiver.url()).await;
+        let call = |events: usize| {
+            let request = || crate::support::app::emit_request(&tenant.id, "user.created", "{}");
+            let requests = (0..events).map(|_| request()).collect();
+            let batch = proto::EmitBatchRequest { requests, ..Default::default() };
+            let mut events = app.operator.events();
+            async move { events.emit_batch(batch).await.expect("accepted").into_inner().results.len() }
+        };
+        assert_eq!(call(EVENTS).await, EVENTS);
+        receiver.wait_for(EVENTS).await;
+        assert_eq!(app.metric("tidings_attempts_paused_total").await, 0, "there is enough for all");
+
+        let answered = futures::future::join_all((0..CALLS).map(|_| call(EVENTS))).await;
+        assert_eq!(answered.iter().sum::<usize>(), CALLS * EVENTS);
+        assert!(app.metric("tidings_attempts_paused_total").await > 0, "nobody made way");
+        let arrived = receiver.wait_for((CALLS + 1) * EVENTS).await;
+        let ids: HashSet<_> = arrived.iter().map(|request| request.header("webhook-id")).collect();
+        assert_eq!(ids.len(), (CALLS + 1) * EVENTS);
         app.stop().await;
     }
 }
