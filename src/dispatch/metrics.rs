@@ -81,6 +81,7 @@ impl Metrics {
             batch_size: Histogram::new(exponential_buckets(1.0, 2.0, 10)),
         };
         metrics.register(registry);
+        metrics.register_deliveries(registry);
         metrics.zero();
         metrics
     }
@@ -111,6 +112,10 @@ impl Metrics {
             "Subscriptions that this node has disabled, by reason",
             self.disabled.clone(),
         );
+    }
+
+    /// What counts deliveries and attempts.
+    fn register_deliveries(&self, registry: &mut Registry) {
         registry.register(
             "tidings_deliveries_ended",
             "Deliveries that ended, by state",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, Database as SeaDatabase, TransactionTrait};
 use tidings::domain::Timestamp;
 use tidings::domain::attempt::Attempt;
 use tidings::domain::delivery::{FailureReason, State};
@@ -476,6 +476,50 @@ on_both! {
         assert_eq!(uses[&(tenant.id, "fresh".into())].event_id, second.id);
         assert_eq!(take(&again[..1], &third, now).await, AcceptResult::Stored);
     }
+}
+
+/// Between the look for old keys and their removal, another node removes one, and a request takes it again:
+/// that one stays. The row is locked meanwhile, so the removal waits behind whoever takes the key again.
+#[tokio::test]
+async fn a_key_that_was_taken_again_is_not_forgotten() {
+    let database = Database::postgres().await;
+    let (store, maker) = (database.open().await, Maker::new(15));
+    let now = store.now().await.expect("now");
+    let old = now.minus(Duration::from_hours(1));
+    let tenant = maker.tenant(&store, old).await;
+    let event = maker.event(tenant.id, old);
+    let keys = ["again", "gone"].map(|name| IdempotencyKey {
+        tenant_id: tenant.id,
+        key: name.into(),
+        fingerprint: [7; 32],
+        event_id: event.id,
+        delivery_count: 0,
+    });
+    let settings = &HashMap::new();
+    let (keys, events, deliveries) = (keys.iter().collect(), vec![&event], [].as_slice());
+    let acceptance =
+        Acceptance { settings, keys, events, deliveries, node: maker.node(old), now: old };
+    assert_eq!(store.accept(&acceptance, || ()).await.expect("answered"), AcceptResult::Stored);
+
+    let other = SeaDatabase::connect(&database.config.database_url).await.expect("connected");
+    let taking = other.begin().await.expect("begun");
+    let sql = format!(
+        "UPDATE idempotency_keys SET create_time = {} WHERE idempotency_key = 'again'",
+        now.as_micros()
+    );
+    taking.execute_unprepared(&sql).await.expect("taken again");
+    let hour = Duration::from_hours(2);
+    let retention =
+        Retention { events: hour, feed: hour, idempotency_keys: Duration::from_mins(1) };
+    let purging = {
+        let store = store.clone();
+        tokio::spawn(async move { store.purge(retention, now, Duration::ZERO).await })
+    };
+    database.wait_for_lock().await;
+    taking.commit().await.expect("committed");
+    assert_eq!(purging.await.expect("ended").expect("purged").rows, 1, "the other key");
+    let kept = "SELECT count(*) FROM idempotency_keys WHERE idempotency_key = 'again'";
+    assert_eq!(database.count(kept).await, 1);
 }
 
 on_both! {
