@@ -141,7 +141,7 @@ impl Queue {
         self.0.worker.node()
     }
 
-    /// Has workers make way for callers, whose events arrive faster than they can be committed, or no more.
+    /// Has workers make way for callers, whose events arrive faster than they can be committed, or ends that.
     pub fn make_way(&self, is_wanted: bool) {
         self.0.makes_way.store(is_wanted, Ordering::Relaxed);
     }
@@ -257,8 +257,9 @@ impl Queue {
                 }
                 Turn::Attempt(_) | Turn::GiveBack => Vec::new(),
             };
+            let is_attempt = matches!(turn, Turn::Attempt(_));
             self.0.worker.run(job, further, turn).await;
-            if self.0.makes_way.load(Ordering::Relaxed) {
+            if is_attempt && self.0.makes_way.load(Ordering::Relaxed) {
                 self.0.worker.pause().await;
             }
             let limit = self.0.worker.allowed(id, subscription.as_deref());

@@ -23,13 +23,12 @@ const MAX_BATCH: usize = 512;
 /// How long failures wait for further ones. A thousand endpoints that time out one after another share
 /// transactions, then; nobody waits for a failure.
 const COMPANY: Duration = Duration::from_millis(50);
-/// The longest rest for each tenant of the last batch: results keep places of the queue until they are recorded.
+/// The longest rest after a batch of one tenant: results keep places of the queue until they are recorded.
 const REST: Duration = Duration::from_millis(5);
-/// The longest rest. With an attempt that ends soon it is over before the birth of its delivery would be told of
-/// by itself.
+/// The longest rest. A delivery that ends soon is usually recorded then before its birth is told of by itself.
 const LONGEST_REST: Duration = Duration::from_millis(30);
-/// When so many of the queue's places, one of this number, are kept by results, a rest is over, too.
-const SHARE: usize = 8;
+/// A rest is over when results keep this part of the queue's places, an eighth, or fill a batch.
+const PART: usize = 8;
 /// How long to wait before trying again to write, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -129,7 +128,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
             company.set(tokio::time::sleep(COMPANY));
         }
         let begin = shared.clock.now();
-        let mut tenants = 1;
+        let (results_written, mut tenants) = (batch.len(), 0);
         if !batch.is_empty() {
             tenants = record(&shared, std::mem::take(&mut batch)).await;
         }
@@ -139,7 +138,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
         }
         let took = shared.clock.now().since(begin);
         tokio::select! {
-            () = tokio::time::sleep(rest_after(took, tenants)) => {}
+            () = tokio::time::sleep(rest_after(took, tenants, results_written)) => {}
             () = has_enough(&results.finished, &results.enough) => {}
             () = &mut company, if !apart.is_empty() => {}
             () = closed(&mut results.closing) => {}
@@ -151,14 +150,17 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
 }
 
 /// How long to rest after a batch: as long as it took, so that there are half as many, and no caller waits for one.
-/// And that for each of its tenants, since results of one tenant share a row of its feed.
-fn rest_after(took: Duration, tenants: u32) -> Duration {
-    took.min(REST).saturating_mul(tenants).min(LONGEST_REST)
+/// Results of one tenant share a row of its feed, so it is longer when they are of many tenants and few of them share
+/// one: for each tenant, times the part of the results that had a row of their own.
+fn rest_after(took: Duration, tenants: usize, results: usize) -> Duration {
+    let factor = tenants.saturating_mul(tenants) / results.max(1);
+    let factor = u32::try_from(factor.max(1)).unwrap_or(u32::MAX);
+    took.min(REST).saturating_mul(factor).min(LONGEST_REST)
 }
 
 /// How many results end a rest, when the queue has so many places.
 fn enough_of(size: usize) -> usize {
-    (size / SHARE).clamp(1, MAX_BATCH)
+    (size / PART).clamp(1, MAX_BATCH)
 }
 
 /// Waits until so many results wait that they should be written.
@@ -173,8 +175,8 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|is_closing| *is_closing).await;
 }
 
-/// Records a batch, however long the database takes. Of how many tenants it was.
-async fn record(shared: &Shared, batch: Vec<Box<Finished>>) -> u32 {
+/// Records a batch, however long the database takes. Returns how many tenants its results belong to.
+async fn record(shared: &Shared, batch: Vec<Box<Finished>>) -> usize {
     let (mut ended, mut permits, mut seen) = (Vec::new(), Vec::new(), Vec::new());
     for finished in batch {
         let Finished { ended: one, seen: of_endpoint, permit } = *finished;
@@ -214,8 +216,7 @@ async fn record(shared: &Shared, batch: Vec<Box<Finished>>) -> u32 {
     if ended.iter().any(|ended| ended.after.state == State::Scheduled) {
         shared.due.notify_one();
     }
-    let tenants = ended.chunk_by(|one, next| one.after.tenant_id == next.after.tenant_id).count();
-    u32::try_from(tenants).unwrap_or(u32::MAX)
+    ended.chunk_by(|one, next| one.after.tenant_id == next.after.tenant_id).count()
 }
 
 async fn record_alone(shared: &Shared, ended: &Ended, seen: &[Observed]) {
@@ -320,12 +321,16 @@ mod tests {
     }
 
     #[test]
-    fn the_more_tenants_share_a_batch_the_longer_is_the_rest() {
-        assert_eq!(rest_after(ms(2), 1), ms(2));
-        assert_eq!(rest_after(ms(2), 4), ms(8));
-        assert_eq!(rest_after(ms(2), 100), LONGEST_REST);
-        assert_eq!(rest_after(ms(1_000), 1), REST, "the database was away");
-        assert_eq!(rest_after(ms(1_000), u32::MAX), LONGEST_REST);
+    fn the_fewer_results_share_a_row_the_longer_is_the_rest() {
+        assert_eq!(rest_after(ms(2), 1, 1), ms(2));
+        assert_eq!(rest_after(ms(2), 1, 500), ms(2));
+        assert_eq!(rest_after(ms(2), 4, 4), ms(8), "a row each");
+        assert_eq!(rest_after(ms(2), 4, 8), ms(4), "two share one");
+        assert_eq!(rest_after(ms(2), 11, 110), ms(2), "one tenant has nearly all");
+        assert_eq!(rest_after(ms(2), 95, 300), LONGEST_REST);
+        assert_eq!(rest_after(ms(1_000), 1, 1), REST, "the database was away");
+        assert_eq!(rest_after(ms(2), 0, 0), ms(2), "nothing but failures");
+        assert_eq!(rest_after(ms(1_000), usize::MAX, 1), LONGEST_REST);
     }
 
     #[tokio::test]

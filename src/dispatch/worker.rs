@@ -37,8 +37,8 @@ use super::queue::{Job, Permit, Queue};
 use super::recorder::{Finished, Handle};
 use super::slots::Slot;
 
-/// A pause after an attempt, when callers wait: nothing to an endpoint that takes its time, and half of the time of
-/// those that answer at once.
+/// A pause after an attempt, when callers wait: the least that the runtime's timer knows, and little to an endpoint
+/// that takes its time.
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// What a delivery gets when its turn has come.

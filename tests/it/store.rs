@@ -478,8 +478,8 @@ on_both! {
     }
 }
 
-/// Between the look for old keys and their removal, another node removes one, and a request takes it again:
-/// that one stays. The row is locked meanwhile, so the removal waits behind whoever takes the key again.
+/// Between the look for old keys and their removal, another node may remove one, and a request take it again: that one
+/// stays. A change of the key's time stands for both: it has the removal wait for the row, and look at it again.
 #[tokio::test]
 async fn a_key_that_was_taken_again_is_not_forgotten() {
     let database = Database::postgres().await;
