@@ -127,18 +127,18 @@ pub(super) async fn run(shared: Arc<Shared>, mut results: Results) -> &'static s
         if is_first && !apart.is_empty() {
             company.set(tokio::time::sleep(COMPANY));
         }
-        let begin = shared.clock.now();
-        let (results_written, mut tenants) = (batch.len(), 0);
-        if !batch.is_empty() {
-            tenants = record(&shared, std::mem::take(&mut batch)).await;
-        }
+        let (begin, size) = (shared.clock.now(), batch.len());
+        let tenants = match size {
+            0 => 0,
+            _ => record(&shared, std::mem::take(&mut batch)).await,
+        };
         let is_due = is_over || company.is_elapsed() || apart.len() >= MAX_BATCH;
         if apart.iter().any(|finished| is_due || !finished.is_failure()) {
             record(&shared, std::mem::take(&mut apart)).await;
         }
         let took = shared.clock.now().since(begin);
         tokio::select! {
-            () = tokio::time::sleep(rest_after(took, tenants, results_written)) => {}
+            () = tokio::time::sleep(rest_after(took, tenants, size)) => {}
             () = has_enough(&results.finished, &results.enough) => {}
             () = &mut company, if !apart.is_empty() => {}
             () = closed(&mut results.closing) => {}

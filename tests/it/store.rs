@@ -508,9 +508,9 @@ async fn a_key_that_was_taken_again_is_not_forgotten() {
         now.as_micros()
     );
     taking.execute_unprepared(&sql).await.expect("taken again");
-    let hour = Duration::from_hours(2);
+    let long = Duration::from_hours(2);
     let retention =
-        Retention { events: hour, feed: hour, idempotency_keys: Duration::from_mins(1) };
+        Retention { events: long, feed: long, idempotency_keys: Duration::from_mins(1) };
     let purging = {
         let store = store.clone();
         tokio::spawn(async move { store.purge(retention, now, Duration::ZERO).await })
